@@ -1,0 +1,1 @@
+"""Segmentation zoo: one registry of semantic, instance and panoptic models, one table to compare them."""
