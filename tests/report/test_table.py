@@ -1,0 +1,122 @@
+"""The table: what may be compared stands together, seeds are one row, crashed runs stay in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from zoo.report import result
+from zoo.report.__main__ import main
+from zoo.report.table import collect, print_table, tabulate, to_csv, to_markdown
+
+DATA = {"name": "camvid", "split": "test", "fingerprint": "f00d", "images": 233}
+
+
+def run(folder: Path, model: str, miou: float, *, status: str = "ok", **facts: Any) -> Path:
+    """A finished run on disk."""
+    standard = {
+        "task": "semantic",
+        "model": model,
+        "backbone": "resnet18",
+        "dataset": DATA,
+        "classes": ["sky", "road"],
+        "protocol": {"absent": "union"},
+        "seed": 0,
+        "overrides": [f"model={model}"],
+        "metrics": {"mIoU": miou, "Dice": miou + 0.1, "IoU/sky": miou, "IoU/road": 1 - miou},
+        "cost": {"parameters": 2_500_000, "flops": None},
+    }
+    result.start(folder, **(standard | facts))
+    result.finish(folder, status, None if status == "ok" else "CUDA out of memory")
+    return folder
+
+
+def test_best_first_and_bold(tmp_path: Path) -> None:
+    paths = [
+        run(tmp_path / "a", "fcn", 0.4),
+        run(tmp_path / "b", "unet", 0.5),
+        run(tmp_path / "c", "deeplabv3", math.nan),
+    ]
+    (table,) = tabulate(collect(paths))
+    assert [row.runs[0]["model"] for row in table.rows] == ["unet", "fcn", "deeplabv3"]
+    text = to_markdown(table, classes=True)
+    assert "camvid test, 233 images, 2 classes, absent union" in text
+    assert "| unet | resnet18 | **50.00** | **60.00** | 2.5 |" in text
+    assert "| fcn | resnet18 | 40.00 | 50.00 |" in text
+    assert "| deeplabv3 | resnet18 | – | – |" in text
+    assert "| road | 50.00 | **60.00** | – |" in text  # the table of classes keeps the order of the models
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dataset": DATA | {"fingerprint": "beef"}},
+        {"dataset": DATA | {"split": "val"}},
+        {"classes": ["sky", "way"]},
+        {"protocol": {"absent": "zero"}},
+        {"task": "panoptic"},
+    ],
+)
+def test_what_differs_is_not_mixed(tmp_path: Path, other: dict[str, Any]) -> None:
+    run(tmp_path / "a", "fcn", 0.4)
+    run(tmp_path / "b", "unet", 0.5, **other)
+    assert [len(table.rows) for table in tabulate(collect([tmp_path]))] == [1, 1]
+
+
+def test_seeds_become_one_row(tmp_path: Path) -> None:
+    for seed, miou in enumerate((0.4, 0.5, 0.6)):
+        run(tmp_path / str(seed), "unet", miou, seed=seed, overrides=["model=unet", f"seed={seed}"])
+    run(tmp_path / "wide", "unet", 0.7, overrides=["model=unet", "backbone=resnet50"])
+    (table,) = tabulate(collect([tmp_path]))
+    assert [len(row.runs) for row in table.rows] == [1, 3]
+    assert table.rows[1].metric("mIoU") == (pytest.approx(0.5), pytest.approx(0.1))
+    assert "50.00 ± 10.00" in to_markdown(table)
+
+
+def test_crashed_runs_stay(tmp_path: Path) -> None:
+    run(tmp_path / "a", "fcn", 0.4)
+    early = {"protocol": None, "dataset": {"name": "camvid", "split": "test"}, "metrics": {}}
+    run(tmp_path / "b", "unet", math.nan, status="failed", **early)
+    (table,) = tabulate(collect([tmp_path]))
+    assert [row.status for row in table.rows] == ["ok", "failed: CUDA out of memory"]
+    assert "failed: CUDA out of memory" in to_markdown(table)
+
+
+def test_only_crashed_runs(tmp_path: Path) -> None:
+    run(tmp_path / "a", "unet", math.nan, status="failed", protocol=None, metrics={})
+    text = io.StringIO()
+    print_table([tmp_path], Console(file=text, width=200))
+    assert "CUDA out of memory" in text.getvalue()
+
+
+def test_csv_holds_every_number(tmp_path: Path) -> None:
+    run(tmp_path / "a", "fcn", 0.4)
+    run(tmp_path / "b", "unet", 0.123456789012345)
+    rows = list(csv.DictReader(io.StringIO(to_csv(tabulate(collect([tmp_path]))))))
+    assert {row["model"]: float(row["mIoU"]) for row in rows} == {"fcn": 0.4, "unet": 0.123456789012345}
+
+
+def test_names_cannot_break_the_table(tmp_path: Path) -> None:
+    run(tmp_path / "a", "a|b\n<script>", 0.4)
+    (table,) = tabulate(collect([tmp_path]))
+    row = to_markdown(table).splitlines()[4]
+    assert row.count("|") - row.count("\\|") == row.count(" | ") + 2
+    assert "<script>" not in row
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "runs" / "a", "fcn", 0.4)
+    files = tmp_path / "t.md", tmp_path / "t.csv"
+    assert main([str(tmp_path / "runs"), "--markdown", str(files[0]), "--csv", str(files[1])]) == 0
+    assert "fcn" in capsys.readouterr().out
+    assert all("fcn" in file.read_text() for file in files)
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty")]) == 1

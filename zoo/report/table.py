@@ -1,0 +1,255 @@
+"""From `result.json` files to one honest table: terminal, Markdown and CSV.
+
+Runs are put into one table only where data, classes, task and protocol are the same; runs that differ in the seed
+alone become one row with mean and standard deviation; a run that crashed keeps its row, with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from zoo.report import result as results
+
+# What each task's table shows beside the cost; the first is the one that ranks.
+COLUMNS = {
+    "semantic": ("mIoU", "pixel_accuracy", "mean_accuracy", "Dice", "boundary_IoU"),
+    "instance": ("AP", "AP50", "AP75", "AP_box"),
+    "panoptic": ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "mIoU"),
+}
+COST = {  # heading -> (fact, divisor)
+    "params M": ("parameters", 1e6),
+    "GFLOP": ("flops", 1e9),
+    "ms": ("latency_ms", 1.0),
+    "train s": ("train_seconds", 1.0),
+}
+
+
+@dataclass
+class Row:
+    """One line: the runs of one model that differ in the seed alone."""
+
+    runs: list[dict[str, Any]]
+
+    @property
+    def good(self) -> list[dict[str, Any]]:
+        return [run for run in self.runs if run["status"] == "ok"]
+
+    @property
+    def status(self) -> str:
+        """ "ok", or what happened to the runs that are not."""
+        bad = [run for run in self.runs if run["status"] != "ok"]
+        reasons = dict.fromkeys(f"{run['status']}: {run.get('reason') or 'no reason given'}" for run in bad)
+        if bad and self.good:
+            return f"{len(bad)} of {len(self.runs)} seeds {'; '.join(reasons)}".replace(": no reason given", "")
+        return "; ".join(reasons).replace(": no reason given", "") or "ok"
+
+    def metric(self, name: str) -> tuple[float, float]:
+        """Mean over the seeds and their standard deviation (nan where there is one seed)."""
+        return _mean_sd([run["metrics"].get(name, math.nan) for run in self.good])
+
+    def cost(self, fact: str) -> float:
+        values = [run.get("cost", {}).get(fact) for run in self.good]
+        return _mean_sd([math.nan if value is None else value for value in values])[0]
+
+
+@dataclass
+class Table:
+    """Rows that may be compared, best first, and the line that says what was measured."""
+
+    title: str
+    task: str
+    columns: tuple[str, ...]
+    rows: list[Row] = field(default_factory=list)
+
+    def best(self, name: str) -> float:
+        """The highest mean of a metric, rounded as it is shown (equal as shown means equal)."""
+        return max(
+            (round(mean, 4) for row in self.rows if not math.isnan(mean := row.metric(name)[0])), default=math.nan
+        )
+
+
+def collect(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The results in the given files, run folders, or folders of runs (searched downwards), each once."""
+    files: dict[Path, None] = {}
+    for path in map(Path, paths):
+        found = [path] if path.name == results.FILE else sorted(path.rglob(results.FILE))
+        files |= dict.fromkeys(file.resolve() for file in found)
+    return [results.read(file) | {"folder": str(file.parent)} for file in files]
+
+
+def tabulate(runs: Sequence[dict[str, Any]]) -> list[Table]:
+    """Group results into tables of runs that may be compared, and seeds into rows."""
+    tables: dict[str, Table] = {}
+    members: dict[str, dict[str, Row]] = {}
+    complete = [run for run in runs if run.get("protocol") and run.get("dataset", {}).get("fingerprint")]
+    for run in [*complete, *(run for run in runs if run not in complete)]:
+        key = _key(run) if run in complete else _home(run, complete)
+        task = run.get("task") or "semantic"
+        table = tables.setdefault(key, Table(_title(run), task, COLUMNS.get(task, ())))
+        row = members.setdefault(key, {}).setdefault(_recipe(run), Row([]))
+        row.runs.append(run)
+        table.rows = list(members[key].values())
+    for table in tables.values():
+        shown = {name for row in table.rows for run in row.good for name in run["metrics"]}
+        table.columns = tuple(name for name in table.columns if name in shown)
+        if table.columns:
+            table.rows.sort(key=lambda row: _descending(row.metric(table.columns[0])[0]))
+    return list(tables.values())
+
+
+def print_table(paths: Iterable[str | Path], console: Console | None = None) -> list[Table]:
+    """Print the tables of the results below `paths` and return them."""
+    console = console or Console()
+    tables = tabulate(collect(paths))
+    if not tables:
+        console.print(f"no {results.FILE} there")
+    for table in tables:
+        console.print(to_rich(table))
+    if len(tables) > 1:
+        console.print("Several tables: these runs differ in data, classes or protocol and cannot be compared.")
+    return tables
+
+
+def to_rich(table: Table) -> RichTable:
+    """For the terminal; the best of each metric is bold."""
+    drawn = RichTable(title=Text(table.title), title_justify="left", header_style="bold")
+    for number, heading in enumerate(_headings(table)):
+        drawn.add_column(heading, justify="left" if number < 2 or heading == "status" else "right")
+    for row in table.rows:
+        drawn.add_row(*(Text(text, style="bold" if bold else "") for text, bold in _cells(table, row)))
+    return drawn
+
+
+def to_markdown(table: Table, classes: bool = False) -> str:
+    """A GitHub table with its title; `classes` adds a second one with a line per class."""
+    heads = _headings(table)
+    lines = [f"**{_escape(table.title)}**", "", _line(heads), _line("---" for _ in heads)]
+    for row in table.rows:
+        lines.append(_line(f"**{_escape(text)}**" if bold else _escape(text) for text, bold in _cells(table, row)))
+    if classes:
+        lines += ["", *_class_lines(table)]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """Every run with every metric (fractions) and cost, one line each."""
+    runs = [(table.title, run) for table in tables for row in table.rows for run in row.runs]
+    metrics = list(dict.fromkeys(name for _, run in runs for name in run["metrics"]))
+    costs = list(dict.fromkeys(name for _, run in runs for name in run.get("cost", {})))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["table", "model", "backbone", "seed", "status", "reason", *metrics, *costs, "folder"])
+    for title, run in runs:
+        facts = [run.get(name) for name in ("model", "backbone", "seed", "status", "reason")]
+        values = [run["metrics"].get(name) for name in metrics] + [run.get("cost", {}).get(name) for name in costs]
+        writer.writerow([title, *facts, *values, run.get("folder")])
+    return text.getvalue()
+
+
+def _key(run: dict[str, Any]) -> str:
+    """What must be equal for two numbers to be comparable."""
+    data = run["dataset"]
+    return repr(
+        (run["task"], data["name"], data["split"], data["fingerprint"], run["classes"], sorted(run["protocol"].items()))
+    )
+
+
+def _home(run: dict[str, Any], complete: Sequence[dict[str, Any]]) -> str:
+    """A run that crashed before it knew its protocol stands with the others of its dataset and task."""
+    name, task = run.get("dataset", {}).get("name"), run.get("task")
+    for other in complete:
+        if other["dataset"]["name"] == name and other["task"] == task:
+            return _key(other)
+    return repr((name, task))
+
+
+def _recipe(run: dict[str, Any]) -> str:
+    """What makes two runs the same but for the seed."""
+    overrides = [text for text in run.get("overrides", []) if not text.lstrip("+").startswith("seed=")]
+    return repr((run.get("model"), run.get("backbone"), sorted(overrides), run.get("seed") is None and run["folder"]))
+
+
+def _title(run: dict[str, Any]) -> str:
+    data = run.get("dataset", {})
+    parts = [f"{data.get('name', 'unknown data')} {data.get('split', '')}".strip()]
+    if data.get("images"):
+        parts.append(f"{data['images']} images")
+    if run.get("classes"):
+        parts.append(f"{len(run['classes'])} classes")
+    parts += [f"{name} {value}" for name, value in (run.get("protocol") or {}).items()]
+    return ", ".join(parts)
+
+
+def _headings(table: Table) -> list[str]:
+    seeds = ["seeds"] if any(len(row.runs) > 1 for row in table.rows) else []
+    return ["model", "backbone", *table.columns, *COST, *seeds, "status"]
+
+
+def _cells(table: Table, row: Row) -> list[tuple[str, bool]]:
+    """(text, bold) for each heading."""
+    first = row.runs[0]
+    cells = [(str(first.get("model") or "?"), False), (str(first.get("backbone") or ""), False)]
+    for name in table.columns:
+        mean, sd = row.metric(name)
+        cells.append((_percent(mean, sd), round(mean, 4) == table.best(name)))
+    for fact, unit in COST.values():
+        value = row.cost(fact) / unit
+        cells.append(("" if math.isnan(value) else f"{value:.1f}", False))
+    if any(len(other.runs) > 1 for other in table.rows):
+        cells.append((str(len(row.good)), False))
+    return [*cells, (row.status, False)]
+
+
+def _class_lines(table: Table) -> list[str]:
+    """Classes down, models across: the metric that ranks, for each class ("IoU/road", "AP/person", ...)."""
+    prefix = {"semantic": "IoU/", "instance": "AP/", "panoptic": "PQ/"}.get(table.task, "/")
+    rows = [row for row in table.rows if row.good]
+    names = list(dict.fromkeys(name for row in rows for name in row.good[0]["metrics"] if name.startswith(prefix)))
+    heads = [
+        prefix.rstrip("/"),
+        *(f"{row.runs[0].get('model')} {row.runs[0].get('backbone') or ''}".strip() for row in rows),
+    ]
+    lines = [_line(map(_escape, heads)), _line("---" for _ in heads)]
+    for name in names:
+        means = [row.metric(name) for row in rows]
+        best = max((round(mean, 4) for mean, _ in means if not math.isnan(mean)), default=math.nan)
+        cells = [f"**{_percent(*pair)}**" if round(pair[0], 4) == best else _percent(*pair) for pair in means]
+        lines.append(_line([_escape(name.removeprefix(prefix)), *cells]))
+    return lines
+
+
+def _percent(mean: float, sd: float) -> str:
+    """Fractions are shown times 100."""
+    if math.isnan(mean):
+        return "–"
+    return f"{100 * mean:.2f}" if math.isnan(sd) else f"{100 * mean:.2f} ± {100 * sd:.2f}"
+
+
+def _mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    known = [value for value in values if not math.isnan(value)]
+    mean = statistics.fmean(known) if known else math.nan
+    return mean, statistics.stdev(known) if len(known) > 1 else math.nan
+
+
+def _descending(value: float) -> float:
+    return math.inf if math.isnan(value) else -value
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape(text: str) -> str:
+    """Keep a name or a reason inside its cell."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;").replace("*", "\\*")
