@@ -1,0 +1,52 @@
+"""Datasets by name."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from zoo.data.base import Dataset, Transform
+from zoo.data.files import read_image, read_labels
+from zoo.errors import unknown
+
+DATASETS: dict[str, type[Dataset]] = {}  # camvid, folder, isbi2012, scenes, voc land here
+
+
+def create_dataset(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    task: str = "semantic",
+    transform: Transform | None = None,
+    **options: Any,
+) -> Dataset:
+    """The dataset `name` of `list_datasets`; `options` are its class's own.
+
+    Raises:
+        ZooError: an unknown name or option, and everything `Dataset` refuses.
+    """
+    if name not in DATASETS:
+        raise unknown("dataset", name, DATASETS)
+    known = _options(DATASETS[name])
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of dataset {name}", option, known)
+    return DATASETS[name](root, split, task, transform, **options)
+
+
+def list_datasets(task: str | None = None) -> list[str]:
+    """The names of all datasets, or of those with truth for `task`."""
+    return sorted(name for name, dataset in DATASETS.items() if task is None or task in dataset.tasks)
+
+
+def _options(dataset: type[Dataset]) -> set[str]:
+    """The keyword arguments of a dataset beyond those `create_dataset` names, its base's included."""
+    named = {"self", "root", "split", "task", "transform"}
+    return {
+        parameter.name
+        for cls in dataset.__mro__
+        if issubclass(cls, Dataset) and "__init__" in cls.__dict__
+        for parameter in inspect.signature(cls.__init__).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD and parameter.name not in named
+    }

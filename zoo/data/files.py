@@ -1,0 +1,214 @@
+"""The one decoder of image and label files, and the errors that show what a dataset's folder should look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from zoo.errors import ZooError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
+MAX_PIXELS = 89_478_485
+"""Larger images are refused before they are decoded (Pillow's own limit against decompression bombs)."""
+
+Exif = Literal["ignore", "apply"]
+
+# EXIF orientation -> the turn that shows the picture upright.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: np.rot90(x, 1),
+}
+
+
+def read_image(
+    path: str | Path, channels: int | None = 3, exif: Exif = "ignore", maximum: int = 65535
+) -> np.ndarray:
+    """Decode a PNG, JPEG, TIFF or NumPy file.
+
+    Args:
+        path: the file. A ``.npy`` holds (H, W) or (H, W, C) of uint8, uint16 or float in [0, 1].
+        channels: 3 repeats grey and drops alpha, 1 makes colour grey, None keeps what the file holds.
+            Any other number must be what the file holds.
+        exif: "ignore" keeps the pixels as stored, which is what annotations nearly always refer to;
+            "apply" turns the picture upright.
+        maximum: the 16-bit value that becomes 1.0 (65535, or 4095 for a 12-bit camera).
+
+    Returns:
+        (H, W, C) array, RGB order: uint8, or float32 in [0, 1] where the file is deeper than 8 bits.
+
+    Raises:
+        ZooError: the file is missing, truncated, not an image, too large, or has other channels.
+    """
+    path = Path(path)
+    stored = _load_array(path) if path.suffix.lower() == ".npy" else _decode(path, exif)
+    image = _to_channels(stored if stored.ndim == 3 else stored[..., None], channels, path)
+    return np.ascontiguousarray(_to_range(image, maximum, path))
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """Decode a label file to the integers it stores: a palette PNG gives its indices, a 16-bit one its ids.
+
+    Returns:
+        (H, W) integer array (uint8, uint16 or int32; a NumPy file keeps its integer type).
+
+    Raises:
+        ZooError: missing, truncated or lossy file, colours instead of one channel, fractions.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npy":
+        labels = _load_array(path)
+    else:
+        data, header = _open(path)
+        if header.format == "JPEG":
+            raise ZooError(f"{path}: labels in a JPEG are blurred by its compression; store them as PNG")
+        labels = _pillow_array(header, path)
+        if data[:4] == b"\x89PNG" and data[25] == 0 and data[24] in (2, 4):
+            labels = labels // (255 // (2 ** data[24] - 1))  # decoders stretch 2- and 4-bit grey to 0..255
+    if labels.ndim != 2:
+        raise ZooError(
+            f"{path}: labels have one channel (grey or palette), this file has {labels.shape[-1]}; "
+            "colour-coded masks need a dataset that names the colours (dataset=folder)"
+        )
+    if labels.dtype == np.bool_:
+        return labels.astype(np.uint8)
+    if labels.dtype.kind not in "ui":
+        raise ZooError(f"{path}: labels are integers, this file holds {labels.dtype}")
+    return labels
+
+
+def incomplete(root: Path | None, problem: str, layout: str) -> ZooError:
+    """The error for a dataset folder that is missing, empty or half there: it shows the expected tree."""
+    where = "no root given" if root is None else str(root)
+    return ZooError(f"{where}: {problem}. Expected\n{layout.strip(chr(10))}")
+
+
+def images_in(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by stem, sorted; hidden files (``._x`` of macOS too) are skipped.
+
+    Raises:
+        FileNotFoundError: there is no such folder (`Dataset` turns it into the expected tree).
+        ZooError: two files share a stem.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise ZooError(f"{folder}: {found[path.stem].name} and {path.name} share a name; keep one")
+        found[path.stem] = path
+    return found
+
+
+def pair(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[tuple[Path, Path]]:
+    """(image, label) of every name, in the order of `images`; a name without its partner is an error."""
+    for kind, names in (("label", images.keys() - labels.keys()), ("image", labels.keys() - images.keys())):
+        if names:
+            raise ZooError(f"{len(names)} file(s) without {kind}: {_some(names)}")
+    return [(image, labels[name]) for name, image in images.items()]
+
+
+def _some(names: Iterable[str], shown: int = 3) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:shown]) + (", ..." if len(ordered) > shown else "")
+
+
+def _open(path: Path) -> tuple[bytes, Image.Image]:
+    """The bytes of an image file and its parsed header, nothing decoded yet."""
+    try:
+        data = path.read_bytes()
+        header = Image.open(BytesIO(data))
+    except FileNotFoundError as error:
+        raise ZooError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise ZooError(f"{path}: not an image, or its header is damaged") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ZooError(f"{path}: cannot be read ({error})") from error
+    _check_size(header.size, path)
+    return data, header
+
+
+def _decode(path: Path, exif: Exif) -> np.ndarray:
+    data, header = _open(path)
+    # UNCHANGED everywhere: OpenCV's conversions while decoding damage 16-bit TIFF and may apply EXIF.
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or _cut_short(data):
+        raise ZooError(f"{path}: truncated or damaged {header.format or 'image'}")
+    if image.ndim == 3 and image.shape[2] in (3, 4):
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    if exif == "apply":
+        return _UPRIGHT.get(header.getexif().get(0x0112, 1), lambda x: x)(image)
+    return image
+
+
+def _cut_short(data: bytes) -> bool:
+    """Whether a JPEG ends before its end marker; some decoders then fill the rest with grey, silently."""
+    return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+
+
+def _pillow_array(header: Image.Image, path: Path) -> np.ndarray:
+    try:
+        return np.array(header)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ZooError(f"{path}: truncated or damaged {header.format} ({error})") from error
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ZooError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ZooError(f"{path}: not a plain NumPy array, or truncated ({error})") from error
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
+        raise ZooError(f"{path}: expected an array (H, W) or (H, W, C)")
+    _check_size((array.shape[1], array.shape[0]), path)
+    return np.array(array)
+
+
+def _check_size(size: tuple[int, int], path: Path) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ZooError(f"{path}: {width}x{height} pixels are more than {MAX_PIXELS}; cut it into tiles")
+
+
+def _to_channels(image: np.ndarray, channels: int | None, path: Path) -> np.ndarray:
+    """(H, W, C) to `channels`; grey with alpha and RGBA lose the alpha."""
+    have = image.shape[2]
+    if channels is None or have == channels:
+        return image
+    if channels == 3 and have in (1, 2):
+        return np.repeat(image[..., :1], 3, axis=2)
+    if channels == 3 and have == 4:
+        return image[..., :3]
+    if channels == 1 and have == 2:
+        return image[..., :1]
+    if channels == 1 and have in (3, 4):
+        return cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_RGB2GRAY)[..., None]
+    raise ZooError(f"{path}: has {have} channels, {channels} are asked for; set channels={have}")
+
+
+def _to_range(image: np.ndarray, maximum: int, path: Path) -> np.ndarray:
+    """uint8 as it is, everything else float32 in [0, 1]."""
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8) * 255
+    if image.dtype == np.uint16:
+        image = image.astype(np.float32) / maximum
+    if image.dtype.kind != "f":
+        raise ZooError(f"{path}: pixels are uint8, uint16 or float in [0, 1], this file holds {image.dtype}")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise ZooError(f"{path}: pixel values {low:g}..{high:g} leave [0, 1]; rescale them or set maximum=")
+    return image.astype(np.float32, copy=False)
