@@ -1,0 +1,1 @@
+"""Functions two or more models or metrics use; arrays and tensors in, arrays and tensors out."""

@@ -1,0 +1,1 @@
+"""What a run leaves behind: result files, tables made from them, pictures."""
