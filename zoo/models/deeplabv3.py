@@ -1,0 +1,189 @@
+"""DeepLabV3: context at several scales from parallel dilated convolutions on dilated features.
+
+Chen, Papandreou, Schroff, Adam: "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017,
+arXiv 1706.05587.
+
+    images (B, 3, H, W)
+      -> backbone at output stride 8: c4 (B, 1024, h, w), c5 (B, 2048, h, w), h = H/8, w = W/8
+      -> ASPP(c5): conv1x1 | conv3x3 rate 12 | rate 24 | rate 36 | global mean, conv1x1, spread out
+                   each (B, 256, h, w), batch norm, ReLU; concatenated (B, 1280, h, w); conv1x1 -> (B, 256, h, w)
+      -> conv3x3 256 -> conv1x1 K -> logits (B, K, h, w) -> bilinear to (B, K, H, W)
+      aux_classifier(c4): an FCN head, for the loss alone
+    cascaded form: c5 -> block5 -> block6 -> block7, copies of block4 with doubling rates -> conv1x1 K; no ASPP
+
+Differences from the paper. The defaults are torchvision's and equal it in numbers, which differs from the paper in the
+3x3 convolution after ASPP (`post_conv=False` drops it), the auxiliary head (`aux_weight=0`), dropout 0.5 after the
+projection (the released TensorFlow code: 0.1), output stride 8 in training too (`output_stride=16`), and rate 1 for
+every unit of block4's multi-grid: build the backbone with `multi_grid=(1, 2, 4), dilation="full"` for the paper's.
+Rates are (6, 12, 18) at stride 16 and follow the stride, as in the paper; torchvision's mobilenet_v3_large and smp
+keep (12, 24, 36) at stride 16, where the largest reaches beyond a 33x33 map: `rates=(12, 24, 36)` for their weights.
+smp: `align_corners=True, aux_weight=0` and `dilation="full"`.
+Differences from torchvision: the pooled branch trains with a batch of one (see BatchNormPooled).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import ZooError, unknown
+from zoo.models.backbone import Backbone
+from zoo.models.layers import BatchNormPooled, FCNHead, conv_bn_relu
+from zoo.models.semantic import SemanticModel, evaluating
+from zoo.structures import Class, Size
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: (B, C, h, w) -> (B, channels, h, w). Parameter names are torchvision's."""
+
+    def __init__(self, in_channels: int, channels: int, rates: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        pooled = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(in_channels, channels, kernel_size=1, bias=False),
+            BatchNormPooled(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.convs = nn.ModuleList([
+            nn.Sequential(*conv_bn_relu(in_channels, channels, kernel=1)),
+            *(nn.Sequential(*conv_bn_relu(in_channels, channels, dilation=rate)) for rate in rates),
+            pooled,
+        ])
+        self.project = nn.Sequential(
+            *conv_bn_relu(len(self.convs) * channels, channels, kernel=1), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        *branches, pooled = [branch(x) for branch in self.convs]
+        return self.project(torch.cat([*branches, pooled.expand_as(branches[0])], dim=1))
+
+
+class DeepLabV3(SemanticModel):
+    """ASPP, or the cascade of blocks, on dilated features.
+
+    Args:
+        head: "aspp", or "cascaded" (the paper's section 3.2) for timm's ResNets and kin (those with a `layer4`).
+        rates: dilations of the 3x3 branches of ASPP, or "auto": (6, 12, 18) * 16 / output stride.
+        channels: of every branch.
+        dropout: after ASPP's projection.
+        post_conv: a 3x3 convolution between ASPP and the classifier, as in torchvision and smp.
+        aux_weight: of the auxiliary head's loss; 0 builds none.
+        aux_module: the backbone's module whose output the auxiliary head reads ("blocks.2.0" for torchvision's
+            mobilenet_v3_large); None is the level before the coarsest.
+        **base: see `SemanticModel`.
+
+    Raises ZooError for an unknown head, and for a cascade on a backbone without residual blocks to copy.
+    """
+
+    natural_backbone = "resnet50"
+    needs = {"output_stride": 8, "levels": 2}
+
+    def __init__(
+        self,
+        classes: int | Sequence[str] | Sequence[Class],
+        backbone: Backbone,
+        *,
+        head: str = "aspp",
+        rates: str | Sequence[int] = "auto",
+        channels: int = 256,
+        dropout: float = 0.5,
+        post_conv: bool = True,
+        aux_weight: float = 0.5,
+        aux_module: str | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(classes, backbone, **base)
+        if head not in ("aspp", "cascaded"):
+            raise ZooError(f"unknown DeepLabV3 head {head!r}: aspp or cascaded")
+        self.aux_weight = aux_weight
+        self.aux_module = aux_module
+        in_channels, stride = backbone.channels[-1], backbone.strides[-1]
+        if head == "cascaded":
+            self.classifier = nn.Sequential(*cascade(backbone), nn.Conv2d(in_channels, len(self.classes), 1))
+        else:
+            resolved = [rate * 16 // stride for rate in (6, 12, 18)] if rates == "auto" else [int(r) for r in rates]
+            self.classifier = nn.Sequential(
+                ASPP(in_channels, channels, resolved, dropout),
+                *(conv_bn_relu(channels, channels) if post_conv else ()),
+                nn.Conv2d(channels, len(self.classes), kernel_size=1),
+            )
+        self.aux_classifier: FCNHead | None = None
+        if aux_weight:
+            aux_channels = tapped_channels(backbone, aux_module) if aux_module else backbone.channels[-2]
+            self.aux_classifier = FCNHead(aux_channels, len(self.classes))
+
+    def extract(self, normalized: Tensor) -> list[Tensor]:
+        """The backbone's features; before them the output of `aux_module` where one is named."""
+        if self.aux_classifier is None or self.aux_module is None:
+            return super().extract(normalized)
+        with tap(self.backbone, self.aux_module) as outputs:
+            features = super().extract(normalized)
+        return [outputs[0], *features]
+
+    def decode(self, features: list[Tensor], size: Size) -> Tensor:
+        """Features (B, C, h, w) -> logits (B, K, h, w)."""
+        return self.classifier(features[-1])
+
+    def auxiliary(self, features: list[Tensor]) -> list[tuple[float, Tensor]]:
+        """The FCN head on the level before the coarsest, or on `aux_module`."""
+        if self.aux_classifier is None:
+            return []
+        return [(self.aux_weight, self.aux_classifier(features[0 if self.aux_module else -2]))]
+
+
+def cascade(backbone: Backbone) -> list[nn.Module]:
+    """Blocks 5, 6, 7 of the cascaded form: copies of the backbone's block4, its weights included.
+
+    Each has the units of block4 with identity shortcuts and dilates them twice as much as the block before; the
+    backbone's multi-grid holds in each (section 3.2: rates 4, 8, 16 after block4's 2 at stride 16).
+    """
+    stage = getattr(backbone.model, "layer4", None)
+    if stage is None or len(stage) < 2:
+        raise ZooError(
+            f"head='cascaded' copies the residual units of a ResNet's layer4, which {backbone.name} does not have: "
+            "take resnet50, resnet101 or their kin, or head='aspp'"
+        )
+    grid = backbone.config.get("multi_grid") or [1] * len(stage)
+    rate = 32 // backbone.strides[-1]
+    blocks = []
+    for _ in range(3):
+        rate *= 2
+        units = [deepcopy(stage[max(index, 1)]) for index in range(len(stage))]
+        for unit, factor in zip(units, grid, strict=True):
+            dilate(unit, rate * factor)
+        blocks.append(nn.Sequential(*units))
+    return blocks
+
+
+def dilate(unit: nn.Module, rate: int) -> None:
+    """Sets the dilation of a unit's 3x3 convolutions; sizes stay."""
+    for module in unit.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.dilation = module.padding = (rate, rate)
+
+
+@contextmanager
+def tap(backbone: Backbone, name: str) -> Iterator[list[Tensor]]:
+    """Collects what the backbone's module `name` puts out; ZooError where there is none of that name."""
+    modules = dict(backbone.model.named_modules())
+    if name not in modules:
+        raise unknown(f"module of {backbone.name}", name, modules)
+    outputs: list[Tensor] = []
+    handle = modules[name].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def tapped_channels(backbone: Backbone, name: str) -> int:
+    """Channels of the backbone's module `name`, seen on a blank image."""
+    device = next(backbone.parameters()).device
+    with torch.no_grad(), evaluating(backbone), tap(backbone, name) as outputs:
+        backbone.extract(torch.zeros(1, backbone.config["in_channels"], 64, 64, device=device))
+    return outputs[0].shape[1]
