@@ -1,0 +1,422 @@
+"""Backbones: any timm model that gives a pyramid of features, behind one small interface.
+
+A `Backbone` eats raw pixels (uint8, or float in [0, 1]) and gives a list of NCHW feature maps, fine to coarse. It owns
+what differs between architectures: normalisation (a property of the weights, applied here and nowhere else), fixed
+image sizes, sizes that must be multiples of something, NHWC features, output stride and its dilation conventions.
+
+Strides and the padding an architecture needs are measured once, at construction, by running a small image through it:
+timm's own record is stale after a conversion, and no table of 1,300 models stays right. What cannot serve is refused
+there and then, with a sentence that names what can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import split_model_name_tag
+from torch import Tensor, nn
+
+from zoo.errors import ZooError, unknown
+from zoo.models.dilation import CONVERTERS, dilate_first_blocks
+
+Size = tuple[int, int]
+Dilation = Literal["previous", "full"]
+
+# Encoders of our own, imported when asked for: "module:callable". Called with in_channels, levels and options, they
+# give a module with `channels` and `strides` whose forward takes normalised images and returns the list of features.
+OWN_BACKBONES: dict[str, str] = {"unet": "zoo.models.unet:UNetEncoder"}
+
+# timm's modules (families) whose members can keep a stride of 8 or 16.
+DILATED_FAMILIES = (
+    "byobnet", "convnext", "cspnet", "cspnext", "densenet", "efficientnet", "hardcorenas", "inception_next",
+    "mobilenetv3", "nfnet", "regnet", "res2net", "resnest", "resnet", "resnetv2", "rexnet", "sknet", "vgg",
+    "xception_aligned",
+)  # fmt: skip
+# timm's modules without a pyramid of powers of two, or bound to one image size.
+UNFIT_FAMILIES = (
+    "beit", "byoanet", "cait", "coat", "convit", "convmixer", "crossvit", "deepseek_vit", "deit", "efficientformer",
+    "efficientformer_v2", "eva", "gemma4_vit", "hiera", "levit", "mlp_mixer", "naflexvit", "nest", "pit", "qwen3_vit",
+    "sequencer", "tnt", "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos",
+    "vision_transformer_sam", "visformer", "vitamin", "volo", "xcit",
+)  # fmt: skip
+# Unpadded 3x3 layers, which are given their padding here.
+VALID_FAMILIES = ("inception_v4", "inception_resnet_v2", "xception")
+EXAMPLES = "resnet50, resnext50_32x4d, convnext_tiny, swin_tiny_patch4_window7_224, efficientnet_b0, hrnet_w18, vgg16"
+DILATED_EXAMPLES = (
+    "resnet*, resnext*, resnest*, res2net*, regnet*, convnext*, efficientnet*, mobilenetv2/v3*, xception41/65/71, "
+    "densenet*, vgg*"
+)
+
+# Sizes are tried as multiples of these, in order: most networks take any size; windows of 7 or 8 want 224 or 256.
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256, 384)
+
+
+class Backbone(nn.Module):
+    """A pyramid of features: images (B, C, H, W) -> [(B, c_i, h_i, w_i)], fine to coarse, NCHW.
+
+    `channels[i]` and `strides[i]` describe the i-th map; `h_i` is `H / strides[i]` rounded down or up, as the
+    architecture does it (up, where the image had to be padded). Parameter names are `model.` + timm's own.
+
+    Attributes:
+        name: what `create_backbone` was given.
+        mean, std: (1, C, 1, 1) buffers, for pixels in [0, 1]; not in the state dict, they live in `config`.
+        config: plain values; `create_backbone(**config)` builds the same architecture, without weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        config: Mapping[str, Any],
+        taps: Literal["getter", "own", "transition"] = "own",
+        indices: Sequence[int] = (),
+        multiple: int = 1,
+        smallest: int = 1,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model
+        self.channels, self.strides = list(channels), list(strides)
+        self.config = dict(config)
+        self.taps, self.indices = taps, list(indices)
+        self.multiple, self.smallest = multiple, smallest
+        self.set_statistics(mean, std)
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalise with these per-channel `mean` and `std` (of pixels in [0, 1]); imported weights bring their own."""
+        self.config |= {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
+        for key, values in (("mean", mean), ("std", std)):
+            like = next(self.model.parameters())
+            buffer = torch.tensor(list(values), dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+            self.register_buffer(key, buffer, persistent=False)
+
+    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
+        """Features of images (B, C, H, W), uint8 or float in [0, 1]; pixels beyond `sizes` count as padding."""
+        return self.extract(self.normalize(images, sizes))
+
+    def normalize(self, images: Tensor, sizes: Sequence[Size] | None = None) -> Tensor:
+        """(images - mean) / std as a float tensor of the same shape, exactly zero beyond each image's (H, W) in `sizes`.
+
+        Zero after normalising is what every reference pads with; zero before it would be a dark frame.
+        """
+        if images.shape[1] != self.mean.shape[1]:
+            raise ZooError(
+                f"backbone {self.name} was built for {self.mean.shape[1]} channels, the images have {images.shape[1]}: "
+                f"build it with in_channels={images.shape[1]}"
+            )
+        white = 1.0 if images.is_floating_point() else 255.0
+        # One converted copy, then in place: a quarter of the time of the textbook expression, memory format kept.
+        x = images.to(self.mean.dtype, copy=True).mul_(1 / (white * self.std)).sub_(self.mean / self.std)
+        for image, (height, width) in zip(x, sizes or (), strict=sizes is not None):
+            image[:, height:] = 0
+            image[:, :, width:] = 0
+        return x
+
+    def extract(self, normalized: Tensor) -> list[Tensor]:
+        """Features of a normalised tensor (B, C, H, W), padded to what the architecture takes, trimmed back to (H, W)."""
+        height, width = normalized.shape[-2:]
+        x = F.pad(normalized, (0, self._missing(width), 0, self._missing(height)))
+        features = self._features(x)[-len(self.strides) :]
+        return [
+            feature[..., : -(-height // stride), : -(-width // stride)]
+            for feature, stride in zip(features, self.strides, strict=True)
+        ]
+
+    def _missing(self, length: int) -> int:
+        """Pixels to add to `length` so that the architecture takes it."""
+        return max(-length % self.multiple, self.smallest - length)
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        if self.taps == "getter":
+            return self.model.forward_intermediates(  # type: ignore[operator]
+                x, indices=self.indices, norm=False, output_fmt="NCHW", intermediates_only=True
+            )
+        if self.taps == "transition":
+            return _densenet_transitions(self.model.features, x)  # type: ignore[arg-type]
+        return self.model(x)
+
+
+def create_backbone(
+    name: str,
+    pretrained: bool | str | Path = False,
+    in_channels: int = 3,
+    output_stride: int = 32,
+    levels: int = 4,
+    dilation: Dilation = "previous",
+    multi_grid: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **options: Any,
+) -> Backbone:
+    """A backbone by name: any timm model with features ("resnet50", "resnet50.tv_in1k", ...), or "unet".
+
+    Args:
+        pretrained: load timm's weights (over the network, or from its cache), or those in this file.
+        in_channels: any number; timm adapts a pretrained first convolution (1: the sum of the RGB filters;
+            N: the filters repeated, scaled by 3/N).
+        output_stride: 8 or 16 trade stride for dilation in the last stages; 32 leaves the network as it is.
+        levels: how many of the coarsest feature maps to give (4: strides 4..32 of most; 5 adds 2, 6 of a VGG adds 1);
+            a network with fewer gives those it has.
+        dilation: rate of the first block of a dilated stage: that of the stage before it ("previous": torchvision,
+            timm) or its own ("full": semseg, smp; also torchvision's MobileNetV3).
+        multi_grid: factors of the dilation in the blocks of a ResNet's last stage, (1, 2, 4) in DeepLab v3.
+        mean, std: one value per channel, of pixels in [0, 1]. By default those of timm's weights; with one channel
+            their average over RGB, with other numbers of channels RGB's repeated, as timm repeats the filters.
+            Multispectral data wants its own.
+        options: handed to timm (`drop_path_rate`, `bn_eps`, ...). DenseNets also take `taps="transition"`: features
+            after each transition's norm and ReLU, and without the last ReLU, as smp's encoder gives them.
+
+    Raises:
+        ZooError: a misspelt name, weights that cannot be reached, a network that cannot serve.
+    """
+    if output_stride not in (8, 16, 32):
+        raise ZooError(f"output_stride must be 8, 16 or 32, not {output_stride!r}")
+    if dilation not in ("previous", "full"):
+        raise ZooError(f"dilation must be 'previous' or 'full', not {dilation!r}")
+    config = {
+        "name": name, "in_channels": in_channels, "output_stride": output_stride, "levels": levels,
+        "dilation": dilation, "multi_grid": None if multi_grid is None else list(multi_grid), **options,
+    }  # fmt: skip
+    if name in OWN_BACKBONES:
+        if pretrained or output_stride != 32 or multi_grid is not None:
+            raise ZooError(f"backbone {name} has no pretrained weights and no output_stride or multi_grid")
+        module, _, function = OWN_BACKBONES[name].partition(":")
+        model = getattr(import_module(module), function)(in_channels=in_channels, levels=levels, **options)
+        mean, std = _statistics(name, in_channels, mean, std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        return Backbone(name, model, model.channels, model.strides, mean=mean, std=std, config=config)
+
+    family = _family(name)
+    taps = options.pop("taps", None)
+    if taps is not None and (taps != "transition" or family != "densenet"):
+        raise ZooError(f"taps={taps!r}: only 'transition', and only densenets, have it")
+    model = _timm_model(name, family, pretrained, in_channels, output_stride, options)
+    statistics = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    mean, std = _statistics(name, in_channels, mean, std, *statistics)
+    indices: Sequence[int] = ()
+    if isinstance(model, timm.models.FeatureGetterNet):
+        model, indices = model.model, model.out_indices
+        taps = taps or "getter"
+    if output_stride < 32 and family in CONVERTERS:
+        CONVERTERS[family](model, output_stride)
+    if multi_grid is not None or (dilation == "full" and output_stride < 32):
+        dilate_first_blocks(name, model, output_stride, full=dilation == "full", multi_grid=multi_grid)
+    if family in VALID_FAMILIES:
+        _pad_valid_layers(model)
+    if taps == "transition":
+        model.features.norm5.act = nn.Identity()  # type: ignore[union-attr]
+    backbone = Backbone(
+        name, model, (), (), mean=mean, std=std, config=config, taps=taps or "own", indices=indices[-levels:]
+    )
+    return _measure(backbone, levels)
+
+
+@cache
+def backbone_names(output_stride: int = 32) -> tuple[str, ...]:
+    """Names that `create_backbone` takes at this output stride, by family: ours, then timm's (without weight tags)."""
+    every = timm.list_modules()
+    families = DILATED_FAMILIES if output_stride < 32 else [m for m in every if m not in UNFIT_FAMILIES]
+    timms = [name for family in families if family in every for name in timm.list_models(module=family)]
+    return (*(OWN_BACKBONES if output_stride == 32 else ()), *sorted(timms))
+
+
+def supports(name: str, output_stride: int = 32) -> bool:
+    """Whether `name` (a weight tag does not matter) is of a family that serves at this output stride."""
+    return split_model_name_tag(name)[0] in backbone_names(output_stride)
+
+
+def _family(name: str) -> str:
+    """timm's module that defines `name`; a misspelt name or tag raises, with the nearest ones."""
+    base, tag = split_model_name_tag(name)
+    if not timm.is_model(base):
+        error = unknown("backbone", name, [*OWN_BACKBONES, *timm.list_models()])
+        if "did you mean" not in str(error):
+            error = ZooError(f"unknown backbone {name!r}: any timm model with features serves, such as {EXAMPLES}")
+        raise error
+    if tag and not timm.models.get_pretrained_cfg(name, allow_unregistered=False):
+        raise unknown(f"weights of backbone {base}", name, timm.list_pretrained(f"{base}.*"))
+    return timm.models.model_entrypoint(base).__module__.rpartition(".")[2]
+
+
+def _timm_model(
+    name: str, family: str, pretrained: bool | str | Path, in_channels: int, output_stride: int, options: dict[str, Any]
+) -> nn.Module:
+    """timm's feature extractor with the parameter names of its classifier; errors become sentences."""
+    arguments: dict[str, Any] = {"features_only": True, "in_chans": in_channels, **options}
+    if output_stride < 32 and family not in CONVERTERS:
+        if family not in DILATED_FAMILIES:
+            raise _cannot_dilate(name, output_stride)
+        arguments["output_stride"] = output_stride
+    # These two have feature classes of their own, with the classifier's names and, unlike it, with output strides.
+    if family not in ("mobilenetv3", "hardcorenas"):
+        arguments["feature_cls"] = "getter"
+    if family.startswith("swin_transformer"):
+        arguments.setdefault("strict_img_size", False)
+    if isinstance(pretrained, (str, Path)):
+        if not Path(pretrained).is_file():
+            raise ZooError(f"no file {str(pretrained)!r} with weights of backbone {name}")
+        arguments["pretrained_cfg_overlay"] = {"file": str(pretrained)}
+    try:
+        return timm.create_model(name, pretrained=bool(pretrained), **arguments)
+    except Exception as error:  # timm has no exception of its own: what it was asked to do tells what went wrong
+        if pretrained:
+            raise _no_weights(name, pretrained, error) from error
+        if "output_stride" in arguments and (isinstance(error, AssertionError) or "output_stride" in str(error)):
+            raise _cannot_dilate(name, output_stride) from error
+        raise ZooError(
+            f"timm cannot build {name} as a backbone ({_brief(error)}): use one with features, such as {EXAMPLES}"
+        ) from error
+
+
+def _no_weights(name: str, pretrained: bool | str | Path, error: Exception) -> ZooError:
+    if isinstance(pretrained, (str, Path)):
+        return ZooError(f"{str(pretrained)!r} does not hold timm's weights of backbone {name}: {_brief(error)}")
+    hub = timm.models.get_pretrained_cfg(name)
+    source = hub and (hub.hf_hub_id and f"https://huggingface.co/{hub.hf_hub_id}" or hub.url)
+    if not source:
+        return ZooError(f"timm has no pretrained weights for {name}: use backbone.pretrained=false")
+    if hub.hf_hub_id and "/" not in hub.hf_hub_id.removeprefix("timm/") and hub.hf_hub_id == "timm/":
+        source = f"https://huggingface.co/timm/{name}.{hub.tag}"
+    return ZooError(
+        f"the pretrained weights of {name} could not be loaded ({_brief(error)}): fetch model.safetensors from {source} "
+        "on a machine with network and pass backbone.pretrained=FILE, or start from scratch with "
+        "backbone.pretrained=false"
+    )
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160].rstrip(". ") if lines else type(error).__name__
+
+
+def _cannot_dilate(name: str, output_stride: int) -> ZooError:
+    return ZooError(
+        f"backbone {name} cannot keep an output stride of {output_stride}: use one that can ({DILATED_EXAMPLES}), or "
+        "backbone.output_stride=32"
+    )
+
+
+def _statistics(
+    name: str,
+    channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    default_mean: Sequence[float],
+    default_std: Sequence[float],
+) -> tuple[list[float], list[float]]:
+    """What was given, checked, or RGB's adapted to the number of channels."""
+    adapted = []
+    for key, given, default in (("mean", mean, default_mean), ("std", std, default_std)):
+        if given is None:
+            rgb = [sum(default) / len(default)] if channels == 1 else default
+            given = list(islice(cycle(rgb), channels))
+        if len(given) != channels:
+            raise ZooError(f"backbone {name}: {key} has {len(given)} values for {channels} channels")
+        adapted.append([float(value) for value in given])
+    if min(adapted[1]) <= 0:
+        raise ZooError(f"backbone {name}: std must be positive, not {adapted[1]}")
+    return adapted[0], adapted[1]
+
+
+def _measure(backbone: Backbone, levels: int) -> Backbone:
+    """Run small images through it: fills in channels, strides and padding, or refuses."""
+    training = backbone.model.training
+    backbone.model.eval()
+    refusal = "it gives no features"
+    for multiple in MULTIPLES:
+        size = _probe_size(multiple)
+        try:
+            # Two sizes, so that no network is accepted because one happened to round well.
+            features = _probe(backbone, size, levels)
+            strides = [_stride(size, feature) for feature in features]
+            twice = (2 * size[0], size[1] + multiple)
+            again = [_stride(twice, feature) for feature in _probe(backbone, twice, levels)]
+        except Exception as error:  # asserts and shape errors of 90 families: this size does not suit, try the next
+            refusal = _brief(error)
+            continue
+        if None not in strides and strides == again:
+            break
+        refusal = f"maps of {[tuple(f.shape[-2:]) for f in features]} for an image of {size}"
+    else:
+        raise ZooError(
+            f"backbone {backbone.name} does not take images of any size ({refusal}): use one such as {EXAMPLES}"
+        )
+    backbone.model.train(training)
+    backbone.channels = [feature.shape[1] for feature in features]
+    backbone.strides = [stride for stride in strides if stride is not None]
+    backbone.multiple = multiple
+    _check_strides(backbone)
+    # Layers that round down leave nothing of an image smaller than the stride.
+    if any(feature.shape[-1] < size[1] / stride for feature, stride in zip(features, backbone.strides, strict=True)):
+        backbone.smallest = backbone.strides[-1]
+    return backbone
+
+
+def _check_strides(backbone: Backbone) -> None:
+    wanted, strides = backbone.config["output_stride"], backbone.strides
+    if wanted < 32 and strides[-1] != wanted:
+        raise _cannot_dilate(backbone.name, wanted)
+    if wanted == 32 and len(strides) > 1 and len(set(strides)) == 1:
+        raise ZooError(
+            f"backbone {backbone.name} has a single resolution (stride {strides[-1]}), not a pyramid: use one such as "
+            f"{EXAMPLES}"
+        )
+
+
+def _probe(backbone: Backbone, size: Size, levels: int) -> list[Tensor]:
+    with torch.no_grad():
+        return backbone._features(backbone.mean.new_zeros(1, backbone.mean.shape[1], *size))[-levels:]
+
+
+def _probe_size(multiple: int) -> Size:
+    """About (67, 101), as odd multiples of `multiple`, so that only what truly divides is accepted."""
+    rows, columns = (-(-length // multiple) | 1 for length in (67, 101))
+    return rows * multiple, columns * multiple
+
+
+def _stride(size: Size, feature: Tensor) -> int | None:
+    """The power of two that `feature` is coarser than an image of `size`, whichever way it rounds; None if there is none."""
+    for stride in (1, 2, 4, 8, 16, 32, 64, 128):
+        if all(n // stride <= m <= -(-n // stride) for n, m in zip(size, feature.shape[-2:], strict=True)):
+            return stride
+    return None
+
+
+def _pad_valid_layers(model: nn.Module) -> None:
+    """Inception networks have unpadded 3x3 layers, whose maps are shifted and shrink to nothing: pad them (as smp does)."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.padding = (1, 1)
+        elif isinstance(layer, nn.MaxPool2d):
+            layer.padding = 1
+
+
+def _densenet_transitions(features: nn.Module, x: Tensor) -> list[Tensor]:
+    """A DenseNet tapped after the norm and ReLU of its transitions and after its last norm (smp's encoder)."""
+    taps = []
+    for name, layer in features.named_children():
+        if name.startswith("transition"):
+            x = layer.norm(x)  # type: ignore[operator]
+            taps.append(x)
+            x = layer.pool(layer.conv(x))  # type: ignore[operator]
+            continue
+        x = layer(x)
+        if name == "norm0":
+            taps.append(x)
+    return [*taps, x]
