@@ -107,9 +107,7 @@ def from_header(header: Mapping[str, Any]) -> Any:
     missing = [key for key in ("name", "classes", "backbone", "options") if key not in header]
     if missing:
         raise ZooError(f"this model header lacks {', '.join(missing)}; it has {', '.join(header) or 'nothing'}")
-    classes = as_classes([
-        Class(entry["name"], tuple(entry["color"]), entry["thing"]) for entry in header["classes"]
-    ])
+    classes = as_classes([Class(entry["name"], tuple(entry["color"]), entry["thing"]) for entry in header["classes"]])
     return create_model(header["name"], classes, create_backbone(**header["backbone"]), **header["options"])
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +49,14 @@ class ASPP(nn.Module):
             BatchNormPooled(channels),
             nn.ReLU(inplace=True),
         )
-        self.convs = nn.ModuleList([
-            nn.Sequential(*conv_bn_relu(in_channels, channels, kernel=1)),
-            *(nn.Sequential(*conv_bn_relu(in_channels, channels, dilation=rate)) for rate in rates),
-            pooled,
-        ])
-        self.project = nn.Sequential(
-            *conv_bn_relu(len(self.convs) * channels, channels, kernel=1), nn.Dropout(dropout)
+        self.convs = nn.ModuleList(
+            [
+                nn.Sequential(*conv_bn_relu(in_channels, channels, kernel=1)),
+                *(nn.Sequential(*conv_bn_relu(in_channels, channels, dilation=rate)) for rate in rates),
+                pooled,
+            ]
         )
+        self.project = nn.Sequential(*conv_bn_relu(len(self.convs) * channels, channels, kernel=1), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         *branches, pooled = [branch(x) for branch in self.convs]
@@ -81,7 +81,7 @@ class DeepLabV3(SemanticModel):
     """
 
     natural_backbone = "resnet50"
-    needs = {"output_stride": 8, "levels": 2}
+    needs: ClassVar[dict[str, int]] = {"output_stride": 8, "levels": 2}
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ any backbone that can keep stride 8; with `output_stride=32` any backbone at all
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ class FCN(SemanticModel):
     """
 
     natural_backbone = "resnet50"
-    needs = {"output_stride": 8, "levels": 2}
+    needs: ClassVar[dict[str, int]] = {"output_stride": 8, "levels": 2}
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""SemanticModel, the one base class: an architecture writes `__init__` and `decode`; sizes, losses and prediction are here."""
+"""SemanticModel, the one base class: an architecture writes `__init__` and `decode`; all that is common is here."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class SemanticModel(nn.Module):
         self.backbone = backbone
         self.criterion = create_loss({"cross_entropy": 1.0} if loss is None else loss)
         self.align_corners = align_corners
-        self.window = (window, window) if isinstance(window, int) else window and (window[0], window[1])
+        self.window = (window, window) if isinstance(window, int) else window
         self.overlap = overlap
         self.scales = tuple(scales)
         self.flip = flip
@@ -94,7 +94,7 @@ class SemanticModel(nn.Module):
     # ---- the three verbs
 
     def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> Tensor:
-        """Logits (B, K, H, W) of images (B, C, H, W), uint8 or float in [0, 1]; beyond `sizes` they count as padding."""
+        """Logits (B, K, H, W) of images (B, C, H, W), uint8 or float in [0, 1]; pixels beyond `sizes` are padding."""
         return self.segment(self.backbone.normalize(images, sizes))
 
     def segment(self, normalized: Tensor) -> Tensor:
@@ -113,10 +113,9 @@ class SemanticModel(nn.Module):
         terms = dict(self.criterion(resize(self.decode(features, size), size, self.align_corners), labels))
         heads = self.auxiliary(features)
         if heads:
-            terms["auxiliary"] = torch.stack([
-                weight * sum(self.criterion(resize(logits, size, self.align_corners), labels).values())
-                for weight, logits in heads
-            ]).sum()
+            losses = [self.criterion(resize(logits, size, self.align_corners), labels) for _, logits in heads]
+            weighted = [weight * sum(head.values()) for (weight, _), head in zip(heads, losses, strict=True)]
+            terms["auxiliary"] = torch.stack(weighted).sum()
         first = next(iter(terms))
         terms[first] = join(terms[first], self.parameters())
         return terms
@@ -158,7 +157,7 @@ class SemanticModel(nn.Module):
         return total.div_(len(views))
 
     def _windows(self, normalized: Tensor, probabilities: bool) -> Tensor:
-        """(B, K, H, W) of one view: logits of a single window unless `probabilities`, else their mean where they overlap."""
+        """(B, K, H, W) of one view: logits of a single window unless `probabilities`, else means of probabilities."""
         height, width = normalized.shape[-2:]
         window = self.window or (height, width)
         tops = window_starts(height, window[0], self.overlap)
@@ -180,9 +179,7 @@ def stack_labels(batch: Batch) -> Tensor:
     """The batch's truth as uint8 labels (B, H, W) at the padded size; padding is void."""
     if batch.targets is None:
         raise ZooError("the batch has no targets: a loss needs the truth")
-    labels = torch.full(
-        (len(batch), *batch.images.shape[-2:]), VOID, dtype=torch.uint8, device=batch.images.device
-    )
+    labels = torch.full((len(batch), *batch.images.shape[-2:]), VOID, dtype=torch.uint8, device=batch.images.device)
     for row, target in zip(labels, batch.targets, strict=True):
         truth = target.semantic().labels
         row[: truth.shape[0], : truth.shape[1]] = truth

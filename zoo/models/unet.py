@@ -18,10 +18,11 @@ Any other backbone, features x1 .. x5 at strides 2 .. 32:
       -> head: conv3x3 16->K -> logits (B, K, H, W)
     This equals smp's Unet in numbers and in parameter names below `decoder`.
 
-Differences from the paper: sizes that do not fit are made to fit (mirroring; pooling with ceil and cropping for "same");
-dropout, at the end of the contracting path in the paper, is 0 unless set and applies to the coarsest features alone
-(the released network drops the level above, too); the border-weighted loss and the elastic deformation are not part
-of the model. With windows (`window=`) each is mirrored at its own border; whole images need none of that.
+Differences from the paper: sizes that do not fit are made to fit (mirroring; for "same" pooling rounds up and the
+up-convolved map is cropped); dropout, at the end of the contracting path in the paper, is 0 unless set and applies to
+the coarsest features alone (the released network drops the level above, too); the border-weighted loss and the elastic
+deformation are not part of the model. With windows (`window=`) each is mirrored at its own border; whole images need
+none of that.
 Differences from smp: levels that a backbone lacks are blocks without a skip instead of empty tensors.
 """
 
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class UNet(SemanticModel):
     """
 
     natural_backbone = "unet"
-    needs = {"levels": 5}
+    needs: ClassVar[dict[str, int]] = {"levels": 5}
     encoder_options = ("padding",)
 
     def __init__(
@@ -112,22 +113,20 @@ class UNet(SemanticModel):
 
 
 class UNetEncoder(nn.Module):
-    """The contracting path: (B, C, H, W) -> five maps with 64 to 1024 channels at strides 1 to 16.
+    """The contracting path: (B, C, H, W) -> five maps of 64 to 1024 channels at strides 1 to 16, or the last `levels`.
 
     Sizes that two does not divide are rounded up by pooling. With padding="valid" both sides must be 188+16k,
     anything else raises a ZooError.
     """
 
-    def __init__(self, in_channels: int = 3, padding: str = "same") -> None:
+    def __init__(self, in_channels: int = 3, levels: int = 5, padding: str = "same") -> None:
         super().__init__()
         if padding not in ("same", "valid"):
             raise ZooError(f"unknown padding {padding!r} of U-Net's convolutions: same or valid")
         self.padding = padding
-        self.channels = [64, 128, 256, 512, 1024]
-        self.strides = [1, 2, 4, 8, 16]
-        self.blocks = nn.ModuleList(
-            double_conv(before, after, padding) for before, after in pairwise([in_channels, *self.channels])
-        )
+        widths = [64, 128, 256, 512, 1024]
+        self.channels, self.strides = widths[-levels:], [1, 2, 4, 8, 16][-levels:]
+        self.blocks = nn.ModuleList(double_conv(*pair, padding) for pair in pairwise([in_channels, *widths]))
         init_paper(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -139,7 +138,7 @@ class UNetEncoder(nn.Module):
         features = [self.blocks[0](x)]
         for block in list(self.blocks)[1:]:
             features.append(block(F.max_pool2d(features[-1], kernel_size=2, ceil_mode=True)))
-        return features
+        return features[-len(self.strides) :]
 
 
 class PaperDecoder(nn.Module):
@@ -238,10 +237,8 @@ class SkipDecoder(nn.Module):
     def forward(self, features: list[Tensor], size: Size) -> Tensor:
         x = self.center(features[-1])
         for block, (stride, level) in zip(self.blocks, self.steps, strict=True):
-            if level is None:
-                x = block(x, None, (-(-size[0] // stride), -(-size[1] // stride)))
-            else:
-                x = block(x, features[level], features[level].shape[-2:])
+            skip = None if level is None else features[level]
+            x = block(x, skip, (-(-size[0] // stride), -(-size[1] // stride)) if skip is None else skip.shape[-2:])
         return x
 
 
