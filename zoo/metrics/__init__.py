@@ -1,0 +1,25 @@
+"""Metrics by task: each equals the official evaluator, and its state merges exactly over batches and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from zoo.errors import unknown
+from zoo.metrics.base import Metric
+from zoo.metrics.semantic import SemanticMetric
+from zoo.structures import Class
+
+METRICS: dict[str, type[Metric]] = {
+    "semantic": SemanticMetric,
+}
+
+
+def create_metric(task: str, classes: int | Sequence[str] | Sequence[Class], **options: Any) -> Metric:
+    """The metric of a task ("semantic") over `classes`; `options` are those of its class."""
+    if task not in METRICS:
+        raise unknown("task with a metric", task, METRICS)
+    return METRICS[task](classes, **options)
+
+
+__all__ = ["METRICS", "Metric", "SemanticMetric", "create_metric"]

@@ -1,0 +1,269 @@
+"""Semantic segmentation: scores of the whole data set from exact counts, with intervals over its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoo.errors import ZooError, unknown
+from zoo.metrics.base import ANONYMOUS, Metric
+from zoo.metrics.boundary import boundary_distance, boundary_labels
+from zoo.metrics.counts import Counts, Pairs, bincount, count_pairs
+from zoo.structures import VOID, Class, Target
+
+Floats = NDArray[np.float64]
+
+ABSENT = ("union", "truth", "zero", "one")
+_REPLICATES_AT_ONCE = 1 << 22  # resampling weights held at a time
+
+
+class SemanticMetric(Metric):
+    """mIoU and its relatives, as the Cityscapes scripts compute them.
+
+    With the counts of a class over all labelled pixels of all images, intersection I, truth T, predicted P:
+
+        IoU = I / (T + P - I)   Dice = F1 = 2 I / (T + P)   precision = I / P   recall = I / T
+
+    each per class ("IoU/road", "Dice/road", "precision/road", "recall/road") and as a mean over classes ("mIoU",
+    "Dice" and its other name "F1", "precision", "recall" and its other name "mean_accuracy"); "pixel_accuracy" is
+    sum I / sum T and "fwIoU" the mean IoU weighted by T. "mIoU_per_image" and "Dice_per_image" are means over images
+    of the image's own mean over classes: another quantity, comparable with no benchmark's mIoU. "boundary_IoU" is
+    the IoU of boundaries alone (see `zoo.metrics.boundary`), also accumulated over the set.
+
+    Pixels whose truth is void (255) count nowhere, whatever is predicted there; boundaries too are drawn after
+    removing them from both maps. A prediction that is void or no class, on a labelled pixel, is a miss: it counts in
+    T and in no P.
+
+    `absent` rules on scores that are 0 / 0:
+
+    | rule    | 0 / 0 is | mean over                                                       | as in                   |
+    |---------|----------|-----------------------------------------------------------------|-------------------------|
+    | "union" | nan      | classes whose score is defined: a class only predicted has IoU 0 | Cityscapes, VOC, mmseg  |
+    | "truth" | nan      | of those, the classes in the truth: one only predicted is nan   | detectron2              |
+    | "zero"  | 0        | all classes                                                     | ADE20K devkit           |
+    | "one"   | 1        | all classes                                                     | smp, zero_division=1    |
+
+    `boundary` is the width of a boundary as a fraction of the image diagonal, None to leave boundaries out.
+    Counts are int64 and sums exact; the one division is in float64.
+
+    Targets and predictions are `Semantic`, or `Panoptic` (its classes count). Raises ZooError for sizes that differ
+    within a pair, for a truth label that is neither class nor void, and for an image evaluated twice.
+    """
+
+    main = "mIoU"
+    confusion: Tensor  # int64 (K, K + 1): truth by prediction, the last column for predictions that are no class
+
+    def __init__(
+        self,
+        classes: int | Sequence[str] | Sequence[Class],
+        absent: str = "union",
+        boundary: float | None = 0.02,
+    ) -> None:
+        super().__init__(classes)
+        if absent not in ABSENT:
+            raise unknown("rule for absent classes", absent, ABSENT)
+        if len(self.classes) > VOID:
+            raise ZooError(f"semantic labels are bytes and 255 is void: at most 255 classes, not {len(self.classes)}")
+        if boundary is not None and not 0 < boundary < 1:
+            raise ZooError(f"boundary is a fraction of the image diagonal in (0, 1) or None, not {boundary}")
+        self.absent = absent
+        self.boundary = boundary
+        count = len(self.classes)
+        self.add_state("confusion", torch.zeros(count, count + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_rows("statistics", 3, count)
+        if boundary is not None:
+            self.add_rows("boundary_statistics", 3, count)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """{"absent": rule, "boundary": fraction of the diagonal or None}."""
+        return {"absent": self.absent, "boundary": self.boundary}
+
+    def update(
+        self, predictions: Sequence[Target], targets: Sequence[Target], ids: Sequence[int] | None = None
+    ) -> None:
+        """Count images. Nothing is counted if one of them is refused."""
+        images = [
+            (number, *self._aligned(number, prediction.semantic().labels, target.semantic().labels))
+            for number, prediction, target in self.pairs(predictions, targets, ids)
+        ]
+        if not images:
+            return
+        counted = [self._labelled(number, count_pairs(truth, prediction)) for number, prediction, truth in images]
+        self._append("ids", [np.int64(number) for number, _, _ in images])
+        self._append("statistics", [self._statistics(pairs) for pairs in counted])
+        if self.boundary is not None:
+            boundaries = [self._boundary_pairs(prediction, truth) for _, prediction, truth in images]
+            self._append("boundary_statistics", [self._statistics(pairs) for pairs in boundaries])
+        confusion = np.sum([self._confusion(pairs) for pairs in counted], axis=0)
+        self.confusion = self.confusion + torch.from_numpy(confusion).to(self.device)
+
+    def compute(self) -> dict[str, float]:
+        """All scores by name; see the class. Per-class names end in "/" and the name of the class."""
+        images = self.rows()[1].cpu().numpy()
+        totals = images.sum(0)
+        per_class = class_scores(totals, self.absent)
+        values = {name: float(value) for name, value in summary(totals, self.absent).items()}
+        own = class_scores(images, self.absent)
+        values["mIoU_per_image"] = float(_mean(_mean(own["IoU"])))
+        values["Dice_per_image"] = float(_mean(_mean(own["Dice"])))
+        if self.boundary is not None:
+            edges = self.table("boundary_statistics").sum(0).cpu().numpy()
+            per_class["boundary_IoU"] = class_scores(edges, self.absent)["IoU"]
+            values["boundary_IoU"] = float(_mean(per_class["boundary_IoU"]))
+        for name, scores in per_class.items():
+            values |= {f"{name}/{c.name}": float(score) for c, score in zip(self.classes, scores, strict=True)}
+        return values
+
+    def interval(
+        self, key: str = "mIoU", replicates: int = 2000, level: float = 0.95, seed: int = 0
+    ) -> tuple[float, float]:
+        """The bootstrap percentile interval (low, high) of the score `key` over images, at confidence `level`.
+
+        Each replicate draws as many images as there are, with replacement, and computes the score of the data set they
+        form (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3). `key` is any name that
+        `compute` gives but those per image. Replicates in which it is undefined are left out; (nan, nan) without
+        images. On several processes every one must call it.
+        """
+        edges = key.startswith("boundary_IoU")
+        statistics = self._gathered("boundary_statistics" if edges else "statistics").reshape(-1, 3 * len(self.classes))
+        if not len(statistics):
+            return float("nan"), float("nan")
+        rng = np.random.default_rng(seed)
+        step = max(1, _REPLICATES_AT_ONCE // len(statistics))
+        parts = [_resampled(statistics, min(step, replicates - start), rng) for start in range(0, replicates, step)]
+        values = self._score(np.concatenate(parts).reshape(-1, 3, len(self.classes)), key)
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return float("nan"), float("nan")
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def _score(self, statistics: Floats, key: str) -> Floats:
+        """The score `key` of each of R data sets, (R, 3, K) -> (R,)."""
+        edges = key.startswith("boundary_IoU")
+        name, _, label = (key.removeprefix("boundary_") if edges else key).partition("/")
+        names = [c.name for c in self.classes]
+        scores = class_scores(statistics, self.absent)
+        if label in names and name in scores:
+            return scores[name][:, names.index(label)]
+        means = {"IoU": _mean(scores["IoU"])} if edges else summary(statistics, self.absent)
+        if label or name not in means:
+            raise unknown("score with an interval", key, [*means, *(f"{s}/{c}" for s in scores for c in names)])
+        return means[name]
+
+    def _aligned(self, number: int, prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        if prediction.shape != truth.shape:
+            (ph, pw), (th, tw) = prediction.shape, truth.shape
+            raise ZooError(
+                f"{_name(number)}: the prediction is {ph}x{pw}, the truth {th}x{tw}: predict at the size of the truth"
+            )
+        return prediction, truth.to(prediction.device)
+
+    def _labelled(self, number: int, pairs: Pairs) -> Pairs:
+        """The pairs whose truth is a class; the others must be void."""
+        wrong = (pairs.truth >= len(self.classes)) & (pairs.truth != VOID)
+        if wrong.any():
+            value = int(pairs.truth[wrong].min())
+            pixels = int(pairs.pixels[pairs.truth == value].sum())
+            raise ZooError(
+                f"{_name(number)}: the truth has label {value} on {pixels} pixels, but labels are "
+                f"0..{len(self.classes) - 1} and 255 for void: give the metric the classes of the data"
+            )
+        keep = pairs.truth != VOID
+        return Pairs(*(column[keep] for column in pairs))
+
+    def _boundary_pairs(self, prediction: Tensor, truth: Tensor) -> Pairs:
+        assert self.boundary is not None
+        distance = boundary_distance((truth.shape[0], truth.shape[1]), self.boundary)
+        # Void leaves both maps before boundaries are drawn, else what is predicted there would move them.
+        seen = torch.where(truth == VOID, VOID, prediction)
+        return count_pairs(boundary_labels(truth, distance), boundary_labels(seen, distance))
+
+    def _statistics(self, pairs: Pairs) -> Counts:
+        """Intersection, truth and predicted pixels of each class, (3, K)."""
+        hit = pairs.truth == pairs.prediction
+        count = len(self.classes)
+        return np.stack(
+            [
+                bincount(pairs.truth[hit], pairs.pixels[hit], count),
+                bincount(pairs.prediction, pairs.pixels, count),
+                bincount(pairs.truth, pairs.pixels, count),
+            ]
+        )
+
+    def _confusion(self, pairs: Pairs) -> Counts:
+        count = len(self.classes)
+        codes = pairs.truth * (count + 1) + np.minimum(pairs.prediction, count)
+        return bincount(codes, pairs.pixels, count * (count + 1)).reshape(count, count + 1)
+
+    def _append(self, name: str, rows: Sequence[Counts | np.int64]) -> None:
+        getattr(self, name).append(torch.from_numpy(np.stack(rows)).to(self.device))
+
+    def _gathered(self, name: str) -> Floats:
+        """The table `name` of all processes in order of ids, float64."""
+        with self.gathered():
+            return self.table(name)[self.order()].double().cpu().numpy()
+
+
+def class_scores(statistics: Counts | Floats, absent: str = "union") -> dict[str, Floats]:
+    """IoU, Dice, precision and recall of each class: counts (..., 3, K) of intersection, predicted, truth -> (..., K).
+
+    `absent` as in `SemanticMetric`.
+    """
+    hit, predicted, truth = np.moveaxis(statistics, -2, 0)
+    empty = {"zero": 0.0, "one": 1.0}.get(absent, np.nan)
+    scores = {
+        "IoU": _ratio(hit, predicted + truth - hit, empty),
+        "Dice": _ratio(2 * hit, predicted + truth, empty),
+        "precision": _ratio(hit, predicted, empty),
+        "recall": _ratio(hit, truth, empty),
+    }
+    if absent == "truth":
+        scores = {name: np.where(truth > 0, score, np.nan) for name, score in scores.items()}
+    return scores
+
+
+def summary(statistics: Counts | Floats, absent: str = "union") -> dict[str, Floats]:
+    """The scores over classes of data sets with counts (..., 3, K); each (...)."""
+    scores = class_scores(statistics, absent)
+    hit, _, truth = np.moveaxis(statistics, -2, 0)
+    iou_or_nothing = np.where(truth > 0, scores["IoU"], 0.0)
+    return {
+        "mIoU": _mean(scores["IoU"]),
+        "pixel_accuracy": _ratio(hit.sum(-1), truth.sum(-1), np.nan),
+        "mean_accuracy": _mean(scores["recall"]),
+        "fwIoU": _ratio((truth * iou_or_nothing).sum(-1), truth.sum(-1), np.nan),
+        "Dice": _mean(scores["Dice"]),
+        "precision": _mean(scores["precision"]),
+        "recall": _mean(scores["recall"]),
+        "F1": _mean(scores["Dice"]),
+    }
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any], empty: float) -> Floats:
+    return np.divide(part, whole, out=np.full(np.shape(whole), empty), where=whole > 0)
+
+
+def _mean(scores: Floats) -> Floats:
+    """The mean over the last axis without nan; nan where nothing is left."""
+    defined = ~np.isnan(scores)
+    return _ratio(np.where(defined, scores, 0.0).sum(-1), defined.sum(-1), np.nan)
+
+
+def _resampled(statistics: Floats, replicates: int, rng: np.random.Generator) -> Floats:
+    """Summed rows of `replicates` samples with replacement: (N, S) -> (replicates, S)."""
+    images = len(statistics)
+    draws = rng.integers(images, size=(replicates, images))
+    draws += np.arange(replicates)[:, None] * images
+    weights = np.bincount(draws.ravel(), minlength=replicates * images).reshape(replicates, images)
+    return weights.astype(np.float64) @ statistics
+
+
+def _name(number: int) -> str:
+    return "an image (no id given)" if number == ANONYMOUS else f"image {number}"
