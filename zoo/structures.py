@@ -1,14 +1,15 @@
 """The nouns every room shares: classes, masks, the three kinds of truth and prediction, samples, batches.
 
-Class ids are 0..K-1 and void is 255. Boxes are (x0, y0, x1, y1) in pixels with exclusive right and bottom edges. Scores lie
-in [0, 1]. A prediction has the same type as the truth. Conversions go downhill only: panoptic truth gives semantic and
-instance truth, never the reverse.
+Class ids are 0..K-1 and void is 255. Boxes are (x0, y0, x1, y1) in pixels with exclusive right and bottom edges.
+Scores lie in [0, 1]. A prediction has the same type as the truth. Conversions go downhill only: panoptic truth gives
+semantic and instance truth, never the reverse.
 """
 
 from __future__ import annotations
 
 import colorsys
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, TypeVar
@@ -43,16 +44,16 @@ class Class:
         object.__setattr__(self, "color", (red, green, blue))
 
 
-def as_classes(classes: int | Sequence[str] | Sequence[Class]) -> tuple[Class, ...]:
+def as_classes(classes: int | Sequence[str | Class]) -> tuple[Class, ...]:
     """A table of classes from a number, names or a table. Numbers and names get a fixed palette and are no things."""
     if isinstance(classes, int):
         classes = [f"class_{i}" for i in range(classes)]
-    if not len(classes):
-        raise ZooError("a table of classes needs at least one class")
     table = tuple(c if isinstance(c, Class) else Class(c, _color(i)) for i, c in enumerate(classes))
-    names = [c.name for c in table]
-    if len(set(names)) < len(names):
-        raise ZooError(f"class names must differ: {', '.join(sorted({n for n in names if names.count(n) > 1}))} repeats")
+    if not table:
+        raise ZooError("a table of classes needs at least one class")
+    repeated = [name for name, times in Counter(c.name for c in table).items() if times > 1]
+    if repeated:
+        raise ZooError(f"class names must differ; repeated: {', '.join(repeated)}")
     return table
 
 
@@ -71,17 +72,25 @@ def _tensor(value: Array, dtype: torch.dtype) -> Tensor:
 
 
 def _each_tensor(x: T, function: Callable[[Any], Any]) -> T:
-    """A copy of a structure with `function` applied to every tensor, and to what holds tensors, in its fields."""
+    """A copy of a structure with `function` applied to every tensor, and to what holds tensors, in its fields.
+
+    `areas` stay as they are, float64 on the CPU: they decide a size class by comparison and only metrics read them.
+    """
     moved = copy.copy(x)
     for name, value in vars(x).items():
-        if isinstance(value, Tensor | Masks | _Rois):
+        if isinstance(value, Tensor | Masks | _Rois) and name != "areas":
             setattr(moved, name, function(value))
     return moved
 
 
-def _check(kind: str, field: str, value: Tensor | None, *shape: int) -> None:
-    if value is not None and tuple(value.shape[: len(shape)]) != shape:
-        raise ZooError(f"{kind}: {field} has shape {tuple(value.shape)}, expected {shape} first")
+def _optional(kind: str, field: str, value: Array | None, dtype: torch.dtype, *shape: int) -> Tensor | None:
+    """None, or a tensor whose shape begins with `shape`."""
+    if value is None:
+        return None
+    tensor = _tensor(value, dtype)
+    if tuple(tensor.shape[: len(shape)]) != shape:
+        raise ZooError(f"{kind}: {field} of shape {tuple(tensor.shape)} should begin with {shape}")
+    return tensor
 
 
 @dataclass
@@ -106,8 +115,8 @@ class _Rois:
 class Masks:
     """N binary masks of one image, held as dense booleans, RLEs, polygons or RoI grids, converted when asked for.
 
-    RoI grids become RLEs without a full-size mask. RLEs, once made, are kept; dense masks are not. Everything but dense masks
-    is computed on the CPU; `device` says where `dense()`, `area()` and `boxes()` deliver.
+    RoI grids become RLEs without a full-size mask. RLEs, once made, are kept; dense masks are not. RLEs, polygons and
+    what is computed from them live on the CPU; `device` is where `dense()`, `area()` and `boxes()` deliver.
     """
 
     def __init__(self, count: int, size: Size, device: Device = "cpu") -> None:
@@ -211,6 +220,8 @@ class Masks:
 
     def area(self) -> Tensor:
         """Pixels of each mask, int64 (N,)."""
+        if self._dense is not None and self._rle is None:
+            return self._dense.flatten(1).count_nonzero(1)
         return torch.from_numpy(rle_ops.area(self.rle())).to(self.device)
 
     def boxes(self) -> Tensor:
@@ -261,9 +272,7 @@ class Semantic(_Structure):
 
     def __post_init__(self) -> None:
         self.labels = _labels(self.labels)
-        if self.scores is not None:
-            self.scores = _tensor(self.scores, torch.float32)
-            _check("Semantic", "scores", self.scores, *self.size)
+        self.scores = _optional("Semantic", "scores", self.scores, torch.float32, *self.size)
 
     @property
     def size(self) -> Size:
@@ -297,7 +306,7 @@ def _labels(value: Array) -> Tensor:
 
 def _narrow(value: Array) -> Tensor:
     wide = _tensor(value, torch.int64)
-    if wide.numel() and not (0 <= int(wide.min()) and int(wide.max()) <= VOID):
+    if wide.numel() and (int(wide.min()) < 0 or int(wide.max()) > VOID):
         raise ZooError(f"Semantic: labels lie in 0..255, these in {int(wide.min())}..{int(wide.max())} (void is 255)")
     return wide.to(torch.uint8)
 
@@ -306,9 +315,9 @@ def _narrow(value: Array) -> Tensor:
 class Instances(_Structure):
     """N objects that may overlap. Truth has score 1.
 
-    `masks` may be None (then `boxes` and `size` are needed), `labels` (N,) int64, `scores` (N,) float32, `crowd` (N,) bool,
-    `boxes` (N,4) float32, `areas` (N,) float32 (what the truth's file says, which need not be the pixels), `keypoints`
-    (N,P,3) float32 as x, y, visibility.
+    `masks` may be None (then `boxes` and `size` are needed), `labels` (N,) int64, `scores` (N,) float32, `crowd` (N,)
+    bool, `boxes` (N,4) float32, `areas` (N,) float64 (what the truth's file says, which need not be the pixels; always
+    on the CPU), `keypoints` (N,P,3) float32 as x, y, visibility.
     """
 
     masks: Masks | None
@@ -322,10 +331,9 @@ class Instances(_Structure):
 
     def __post_init__(self) -> None:
         self.labels, self.scores, self.crowd = _per_segment("Instances", self.labels, self.scores, self.crowd)
-        for name in ("boxes", "areas", "keypoints"):
-            if getattr(self, name) is not None:
-                setattr(self, name, _tensor(getattr(self, name), torch.float32))
-                _check("Instances", name, getattr(self, name), len(self))
+        self.boxes = _optional("Instances", "boxes", self.boxes, torch.float32, len(self), 4)
+        self.areas = _optional("Instances", "areas", self.areas, torch.float64, len(self))
+        self.keypoints = _optional("Instances", "keypoints", self.keypoints, torch.float32, len(self))
         if self.masks is None:
             if self.boxes is None or self.size is None:
                 raise ZooError("Instances without masks need boxes and size")
@@ -355,7 +363,7 @@ class Instances(_Structure):
         return picked
 
     def segments(self) -> tuple[Tensor, Tensor]:
-        """What a set-prediction loss trains on: masks (N,H,W) bool, labels (N,); crowds and empty masks are left out."""
+        """What a set-prediction loss trains on: masks (N,H,W) bool, labels (N,); no crowds, no empty masks."""
         if self.masks is None:
             raise ZooError("Instances without masks have no segments")
         dense, labels = self.masks.dense(), self.labels
@@ -379,18 +387,20 @@ def _per_segment(kind: str, labels: Array, scores: Array | None, crowd: Array | 
     labels = _tensor(labels, torch.int64)
     if labels.ndim != 1:
         raise ZooError(f"{kind}: labels are (N,), not {tuple(labels.shape)}")
-    scores = torch.ones(len(labels), device=labels.device) if scores is None else _tensor(scores, torch.float32)
-    crowd = torch.zeros_like(labels, dtype=torch.bool) if crowd is None else _tensor(crowd, torch.bool)
-    _check(kind, "scores", scores, len(labels))
-    _check(kind, "crowd", crowd, len(labels))
-    return labels, scores, crowd
+    given = _optional(kind, "scores", scores, torch.float32, len(labels))
+    ignored = _optional(kind, "crowd", crowd, torch.bool, len(labels))
+    return (
+        labels,
+        torch.ones_like(labels, dtype=torch.float32) if given is None else given,
+        torch.zeros_like(labels, dtype=torch.bool) if ignored is None else ignored,
+    )
 
 
 @dataclass(eq=False)
 class Panoptic(_Structure):
     """A segment for every pixel: `ids` (H,W) int32 index the tables `labels` (S,) int64, `scores` (S,), `crowd` (S,).
 
-    Segment 0 is void and `labels[0]` is 255. `areas` (S,) is what the truth's file says.
+    Segment 0 is void and `labels[0]` is 255. `areas` (S,) float64 is what the truth's file says, always on the CPU.
     """
 
     ids: Tensor
@@ -404,11 +414,10 @@ class Panoptic(_Structure):
         if self.ids.ndim != 2:
             raise ZooError(f"Panoptic: ids are (H,W), not {tuple(self.ids.shape)}")
         self.labels, self.scores, self.crowd = _per_segment("Panoptic", self.labels, self.scores, self.crowd)
-        if not len(self.labels) or int(self.labels[0]) != VOID:
+        # On an accelerator the look would wait for it.
+        if not len(self.labels) or (self.labels.device.type == "cpu" and int(self.labels[0]) != VOID):
             raise ZooError("Panoptic: segment 0 is void, so labels[0] must be 255")
-        if self.areas is not None:
-            self.areas = _tensor(self.areas, torch.float32)
-            _check("Panoptic", "areas", self.areas, len(self.labels))
+        self.areas = _optional("Panoptic", "areas", self.areas, torch.float64, len(self.labels))
 
     @property
     def size(self) -> Size:
@@ -422,7 +431,7 @@ class Panoptic(_Structure):
         return occurs
 
     def segments(self) -> tuple[Tensor, Tensor]:
-        """What a set-prediction loss trains on: masks (N,H,W) bool, labels (N,); no void, no crowds, none without pixels."""
+        """What a set-prediction loss trains on: masks (N,H,W) bool, labels (N,); no void, crowds or empty segments."""
         keep = (self._occurs() & ~self.crowd).nonzero()[:, 0]
         return self.ids[None] == keep[:, None, None], self.labels[keep]
 
@@ -443,7 +452,7 @@ class Panoptic(_Structure):
             labels[keep],
             self.scores[keep],
             self.crowd[keep],
-            areas=None if self.areas is None else self.areas[keep],
+            areas=None if self.areas is None else self.areas[keep.cpu()],
         )
 
     def panoptic(self) -> Panoptic:
@@ -474,9 +483,10 @@ class Sample:
 
 @dataclass(eq=False)
 class Batch:
-    """Images (B,C,H,W), uint8 or float32 in [0, 1], padded right and below with zeros; `sizes` are those before padding.
+    """Images (B,C,H,W), uint8 or float32 in [0, 1], padded right and below with zeros.
 
-    `original_sizes` are those on disk, where predictions go back to. Targets are not padded.
+    `sizes` are those before padding, `original_sizes` those on disk, where predictions go back to. Targets are not
+    padded.
     """
 
     images: Tensor
@@ -488,9 +498,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: Device, non_blocking: bool = True) -> Batch:
-        """The same batch on `device`."""
-        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
+    def to(self, device: Device) -> Batch:
+        """The same batch on `device`; from pinned memory the copy runs beside the computation."""
+        beside = torch.device(device).type != "cpu"
+        return self._each(lambda x: x.to(device, non_blocking=beside))
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory; the data loader calls this."""
@@ -506,6 +517,9 @@ class Batch:
         if isinstance(images, Tensor) and images.ndim != 4:
             raise ZooError(f"a tensor of images is (B,C,H,W), not {tuple(images.shape)}; a single image goes in a list")
         planes = [_planes(image) for image in images]
+        brightest = max((float(image.max()) for image in planes if image.is_floating_point()), default=0.0)
+        if brightest > 16:
+            raise ZooError(f"float images lie in [0, 1], these reach {brightest:g}: divide them or pass uint8")
         if targets is not None and len(targets) != len(planes):
             raise ZooError(f"{len(planes)} images but {len(targets)} targets")
         padded, sizes = _pad(planes)

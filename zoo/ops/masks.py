@@ -51,14 +51,27 @@ def encode_ids(ids: NDArray[np.integer[Any]], segments: Sequence[int]) -> list[R
 def decode(rles: Sequence[Rle], size: Size) -> NDArray[np.bool_]:
     """RLEs of one image size -> masks (N,H,W) bool. A ZooError where the runs do not fill the image."""
     height, width = size
-    masks = np.zeros((len(rles), width, height), dtype=bool)
-    for mask, counts in zip(masks.reshape(len(rles), width * height), unpack(rles), strict=True):
-        edges = np.cumsum(counts)
-        if counts.size == 0 or edges[-1] != height * width or counts.min() < 0:
-            raise ZooError(f"an RLE with {edges[-1] if counts.size else 0} pixels does not fill its {height}x{width} image")
-        for start, end in zip(edges[0::2].tolist(), edges[1::2].tolist(), strict=False):
-            mask[start:end] = True
-    return np.ascontiguousarray(masks.transpose(0, 2, 1))
+    masks = np.zeros((len(rles), height, width), dtype=bool)
+    for mask, counts in zip(masks, unpack(rles), strict=True):
+        if counts.sum() != height * width or counts.min() < 0:
+            raise ZooError(
+                f"the runs of an RLE cover {counts.sum()} pixels, the {height}x{width} image has {mask.size}"
+            )
+        pairs = len(counts) // 2 * 2
+        if pairs:
+            _draw_runs(mask, counts[:pairs])
+    return masks
+
+
+def _draw_runs(mask: NDArray[np.bool_], counts: Counts) -> None:
+    """Pairs of runs (zeros, ones) drawn into an empty `mask` (H,W), touching the columns they reach only."""
+    height = len(mask)
+    end = counts.sum()
+    left, right = counts[0] // height, -(-end // height)
+    lengths = np.append(counts, right * height - end)
+    lengths[0] -= left * height
+    values = np.arange(len(lengths)) % 2 == 1
+    mask[:, left:right] = np.repeat(values, lengths).reshape(-1, height).T
 
 
 def area(rles: Sequence[Rle]) -> NDArray[np.int64]:
@@ -67,7 +80,7 @@ def area(rles: Sequence[Rle]) -> NDArray[np.int64]:
 
 
 def boxes(rles: Sequence[Rle]) -> NDArray[np.float32]:
-    """Tight boxes (N,4) as (x0, y0, x1, y1) with exclusive right and bottom edges; an empty mask has the box 0, 0, 0, 0."""
+    """Tight boxes (N,4), x0, y0, x1, y1 with exclusive right and bottom edges; 0, 0, 0, 0 for an empty mask."""
     result = np.zeros((len(rles), 4), dtype=np.float32)
     for box, rle, counts in zip(result, rles, unpack(rles), strict=True):
         height = int(rle["size"][0])
@@ -105,6 +118,8 @@ def canonical(rle: Rle, size: Size) -> Rle:
         counts = counts.encode("ascii")
     if isinstance(counts, bytes):
         return {"size": list(size), "counts": counts}
+    if not len(counts):
+        raise ZooError(f"an RLE without counts does not fill its {size[0]}x{size[1]} image")
     return pack([np.asarray(counts, dtype=np.int64)], size)[0]
 
 
@@ -140,10 +155,12 @@ def unpack(rles: Sequence[Rle]) -> list[Counts]:
     text = np.frombuffer(b"".join(rle["counts"] for rle in rles), dtype=np.uint8).astype(np.int64) - 48
     bytes_ends = np.cumsum([len(rle["counts"]) for rle in rles])
     last = (text & 32) == 0
+    if not len(text) or text.min() < 0 or text.max() > 63 or not last[bytes_ends - 1].all():
+        raise ZooError("an RLE's counts are not in COCO's compressed form: broken, or cut short")
     stops = np.flatnonzero(last) + 1
-    starts = np.concatenate([[0], stops[:-1]]) if len(stops) else stops
+    starts = np.concatenate([[0], stops[:-1]])
     place = np.arange(len(text)) - np.repeat(starts, stops - starts)
-    values = np.add.reduceat((text & 31) << (5 * place), starts) if len(starts) else np.zeros(0, np.int64)
+    values = np.add.reduceat((text & 31) << (5 * place), starts)
     negative = (text[stops - 1] & 16) != 0
     values -= np.where(negative, np.int64(1) << (5 * (stops - starts)), 0)
     bounds = np.searchsorted(stops, bytes_ends, "right")
@@ -154,14 +171,16 @@ def unpack(rles: Sequence[Rle]) -> list[Counts]:
     return result
 
 
-def paste(probabilities: Tensor, boxes: Tensor, size: Size, rule: str = "detectron2", threshold: float = 0.5) -> list[Rle]:
+def paste(
+    probabilities: Tensor, boxes: Tensor, size: Size, rule: str = "detectron2", threshold: float = 0.5
+) -> list[Rle]:
     """RoI grids (N,h,w) in [0, 1] drawn at `boxes` (N,4) of an image of `size` -> N RLEs, never a full-size mask.
 
     `rule` says how the grid lies on the image and what is inside:
-    "detectron2": the grid covers the box, a pixel takes the bilinear value at its centre, zero outside the grid, and is
-    inside at `threshold` or above (detectron2/layers/mask_ops.py);
-    "torchvision": the grid gets a rim of zeros, the box grows with it and is cut to whole pixels, the grid is resized to
-    it, and a pixel is inside above `threshold` (torchvision/models/detection/roi_heads.py).
+    "detectron2": the grid covers the box, a pixel takes the bilinear value at its centre, zero outside the grid, and
+    is inside at `threshold` or above (detectron2/layers/mask_ops.py);
+    "torchvision": the grid gets a rim of zeros, the box grows with it and is cut to whole pixels, the grid is resized
+    to it, and a pixel is inside above `threshold` (torchvision/models/detection/roi_heads.py).
     """
     if rule not in PASTE_RULES:
         raise unknown("paste rule", rule, PASTE_RULES)
