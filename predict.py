@@ -1,0 +1,4 @@
+from zoo.cli import predict
+
+if __name__ == "__main__":
+    predict()

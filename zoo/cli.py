@@ -1,0 +1,222 @@
+"""The command lines. Hydra composes a config, every job runs in a process of its own, the table comes last.
+
+    train, evaluate, predict     entry points: `python train.py ...` and, installed, `zoo-train ...`
+    job                          what Hydra calls for each config; the work itself is in `zoo.jobs`
+
+Only this file and `zoo.overrides` know Hydra. Jobs get plain dicts, in a spawned process: what one leaves behind
+(memory, flags, threads) or dies of does not reach the next. Under torchrun or SLURM the processes are there already,
+and the job runs in them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo.errors import ZooError
+from zoo.overrides import CONF, check, explain, quote_paths, saved_run
+from zoo.report import result
+
+_sweep: list[Path] = []  # the folder of the multirun, if it is one
+_finished: list[tuple[Path, int]] = []  # run folders and exit codes of the jobs that this process started
+_total = 1  # how many jobs there will be
+
+
+def train() -> None:
+    """Train models and compare them.
+
+    python train.py model=unet dataset=camvid
+    python train.py -m model=unet,deeplabv3,fcn dataset=camvid     one run each, then the table
+    python train.py model=fcn dataset=voc backbone=resnet18        any timm backbone
+    python train.py -m model=unet dataset=camvid seed=0,1,2        one row: mean and standard deviation
+    python train.py -m model=unet,deeplabv3 experiment=demo
+    python train.py resume=runs/2026-11-20_10-00-00_unet_camvid    go on where it stopped
+    python train.py ... weights=best.ckpt skip_head=true           start from weights, with other classes
+
+    key=value changes a key of the config, `--cfg job` shows it:
+      dataset.root=/data/camvid  backbone.pretrained=false  trainer.steps=2000  trainer.device=cpu
+    A new key needs a plus, such as another term of the loss: +model.loss.dice=1.0
+    --config-dir DIR adds your own cards, laid out as in conf/.
+    """
+    _command("train")
+
+
+def evaluate() -> None:
+    """Evaluate checkpoints and compare them.
+
+    python evaluate.py checkpoint=runs/.../best.ckpt               on the dataset it was trained on
+    python evaluate.py checkpoint=runs/.../best.ckpt dataset=voc split=val
+    python evaluate.py -m checkpoint=a.ckpt,b.ckpt                 one table
+    python evaluate.py checkpoint=a.ckpt +options.flip=true        with another option of the model
+
+    key=value changes a key of the config, `--cfg job` shows it; a new key needs a plus.
+    """
+    _command("evaluate")
+
+
+def predict() -> None:
+    """Predict pictures: writes overlays and label images.
+
+    python predict.py checkpoint=runs/.../best.ckpt input=holiday.jpg
+    python predict.py checkpoint=runs/.../best.ckpt input=folder/of/pictures
+    python predict.py checkpoint=runs/.../best.ckpt input=holiday.mp4
+
+    key=value changes a key of the config, `--cfg job` shows it; a new key needs a plus.
+    """
+    _command("predict")
+
+
+def _command(name: str) -> None:
+    """Run a command line; exit codes: 0, 1 a run failed, 2 a mistake in the input, 130 interrupted."""
+    global _total
+    arguments = quote_paths(sys.argv[1:])
+    if {"-h", "--help"} & set(arguments):
+        print(_help(name))
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of printing them
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options = get_args_parser().parse_args(arguments)
+        if name == "train" and any(text.startswith("resume=") for text in arguments):
+            out, config = saved_run(options)
+            _run("resume", config, out, [])
+        else:
+            _total = check(name, options)
+            sys.argv[1:] = arguments
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+    except (ZooError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _finish(name)
+        sys.exit(130)
+    sys.exit(_finish(name))
+
+
+def _help(name: str) -> str:
+    """The docstring of the command and the names it knows."""
+    text = (globals()[name].__doc__ or "").replace("\n    ", "\n").rstrip()
+    groups = {"train": sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()), "evaluate": ["dataset"]}
+    lines = [""]
+    for group in groups.get(name, []):
+        cards = sorted(card.stem for card in (CONF / group).glob("*.yaml"))
+        lines.append(f"{group + ':':<12}{', '.join(cards)}{' and every timm model' if group == 'backbone' else ''}")
+    return text + "\n".join(["", *lines] if groups.get(name) else [])
+
+
+def _finish(name: str) -> int:
+    """Print the table of the runs and return the exit code of the command."""
+    from zoo.report.table import print_table
+
+    runs = [out for out, _ in _finished]
+    codes = [code for _, code in _finished]
+    if name == "predict":
+        return max(codes, default=0)
+    if _sweep and not runs:  # a launcher that runs its jobs elsewhere
+        runs = sorted((file.parent for file in _sweep[0].glob(f"*/{result.FILE}")), key=_number)
+        codes = [0 if result.read(out)["status"] == "ok" else 1 for out in runs]
+    if _sweep or 0 in codes:
+        print_table(out for out in runs if (out / result.FILE).is_file())
+    return (1 if any(codes) else 0) if _sweep else max(codes, default=0)
+
+
+def _number(out: Path) -> tuple[int, str]:
+    """Sorts the folders of a multirun by the number of their job."""
+    number = re.match(r"\d+", out.name)
+    return int(number[0]) if number else 0, out.name
+
+
+class SweepFolder(Callback):
+    """Remembers where a multirun puts its jobs: with a launcher that runs them elsewhere nothing else tells."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _sweep.append(Path(config.hydra.sweep.dir))
+
+
+def job(cfg: DictConfig) -> int:
+    """Run one composed job and return its exit code. It does not raise: Hydra would end the multirun without a table."""
+    settings = HydraConfig.get()
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    dataset = config.get("dataset")
+    if dataset and dataset.get("root"):  # the run may be taken up again from another folder
+        dataset["root"] = os.path.abspath(Path(dataset["root"]).expanduser())
+    out = _claim(Path(settings.runtime.output_dir))
+    OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
+    plain = {str(key): value for key, value in config.items()}
+    return _run(str(settings.job.config_name), plain, out, list(settings.overrides.task))
+
+
+def _claim(out: Path) -> Path:
+    """A run folder nobody else has: two commands may have started within the same second."""
+    for number in range(1, 1000):
+        folder = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "config.yaml").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return folder
+    raise ZooError(f"{out} and a thousand like it are taken")
+
+
+def _run(kind: str, config: dict[str, Any], out: Path, overrides: list[str]) -> int:
+    """Run a job in a process of its own, or in this one where a launcher has started all processes already."""
+    what = " on ".join(config[part]["name"] for part in ("model", "dataset") if config.get(part))
+    print(f"[{len(_finished) + 1}/{_total}] {what or config.get('checkpoint')} -> {os.path.relpath(out)}", flush=True)
+    code = 130
+    try:
+        if {"RANK", "WORLD_SIZE"} <= os.environ.keys() or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+            from zoo import jobs
+
+            code = jobs.run(kind, config, out, overrides)
+        else:
+            code = _spawn(kind, config, out, overrides)
+    finally:
+        _finished.append((out, code))
+    return code
+
+
+def _spawn(*task: Any) -> int:
+    """Run `jobs.run(*task)` in a spawned process and return its exit code; Ctrl-C asks it to end, twice kills it."""
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=task)
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.join()
+        raise
+    finally:
+        process.kill()
+        process.join()
+    code = process.exitcode or 0
+    if code < 0:
+        reason = f"the process was ended by {signal.Signals(-code).name} (was there enough memory?)"
+        print(f"error: {reason}", file=sys.stderr)
+        out = task[2]
+        if (out / result.FILE).is_file():
+            result.finish(out, "killed", reason)
+        return 1
+    return code
+
+
+def _child(*task: Any) -> None:
+    from zoo import jobs
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent decides and asks to end
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(jobs.run(*task))

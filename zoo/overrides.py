@@ -1,0 +1,201 @@
+"""What stands behind a command: made readable for Hydra, and checked before any job starts.
+
+Every mistake in it becomes one `ZooError` that names the nearest names.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.errors import ZooError, unknown
+
+_HERE = Path(__file__).resolve().parent
+# conf/ is in the package where a wheel was installed, and beside it in a checkout.
+CONF = next(folder for folder in (_HERE / "conf", _HERE.parent / "conf") if (folder / "train.yaml").is_file())
+PATHS = frozenset({"checkpoint", "dataset.root", "input", "resume", "runs", "weights"})
+OPEN = ("metric", "model.loss", "options")  # mappings that take further keys, with a plus
+EXAMPLES = {"checkpoint": "runs/.../best.ckpt", "input": "picture.jpg"}
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Quote the values that are paths, since most of what a path may hold means something to Hydra.
+
+    In a multirun commas separate paths, unless the whole is the name of something that exists.
+    """
+    several = bool({"-m", "--multirun"} & set(arguments))
+    return [_quote(argument, several) for argument in arguments]
+
+
+def _quote(argument: str, several: bool) -> str:
+    key, _, value = argument.partition("=")
+    if key.lstrip("+") not in PATHS or not value or value == "null" or value[0] in "'\"":
+        return argument
+    values = value.split(",") if several and not Path(value).exists() else [value]
+    return f"{key}={','.join(map(_quoted, values))}"
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def check(command: str, options: Namespace) -> int:
+    """Compose every job of a command, so that a mistake in the last one is found before the first one starts.
+
+    Args:
+        command: the name of the primary config ("train", "evaluate", "predict").
+        options: the command line as Hydra's parser gives it.
+
+    Returns how many jobs there are. Raises ZooError for names and keys nobody knows and values of another kind.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = _parse(options.overrides)
+        sweeps = [item.input_line for item in overrides if item.is_sweep_override()]
+        if sweeps and not (options.multirun or "hydra.mode=MULTIRUN" in options.overrides):
+            raise ZooError(f"{sweeps[0]} names several values: add -m to run a job for each of them")
+        search = [item.input_line for item in overrides if item.get_key_element() == "hydra.searchpath"]
+        if options.config_dir:
+            search.append(f"hydra.searchpath=[{_uri(options.config_dir)}]")
+        jobs = BasicSweeper.split_arguments([item for item in overrides if not item.is_hydra_override()], None)[0]
+        for texts in jobs:
+            _check_job(command, _parse(texts), search)
+    return len(jobs)
+
+
+def saved_run(options: Namespace) -> tuple[Path, dict[str, Any]]:
+    """The run folder that `resume=` names and the config it was started with.
+
+    Other overrides change values of it (trainer.device, dataset.root, ...); what the run is made of stays.
+
+    Raises ZooError where there is no such run, or for an override that cannot be had.
+    """
+    if options.multirun:
+        raise ZooError("resume goes on with one run: leave out -m")
+    values = {item.get_key_element(): item for item in _parse(options.overrides)}
+    out = Path(str(values.pop("resume").value())).expanduser()
+    if not (out / "config.yaml").is_file():
+        raise ZooError(f"there is no run to resume in {out}: give a run folder, the one that holds config.yaml")
+    config = OmegaConf.load(out / "config.yaml")
+    assert isinstance(config, DictConfig)
+    for key, item in values.items():
+        if isinstance(OmegaConf.select(config, key), DictConfig):
+            raise ZooError(f"resume goes on with the saved {key}: leave out {item.input_line}, or start a new run")
+        _check_value(item, config, ())
+        OmegaConf.update(config, key, item.value())
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return out, {str(key): value for key, value in plain.items()}
+
+
+def explain(error: Exception) -> str:
+    """One line for what Hydra says in many."""
+    if isinstance(error, ZooError):
+        return str(error)
+    choice = re.match(r"You must specify '(\w+)'", str(error))
+    if choice:
+        names = [line.strip() for line in str(error).splitlines()[2:]]
+        return f"choose a {choice[1]}: {choice[1]}=NAME with one of {', '.join(names)}"
+    return f"{_first_line(error)} {_first_line(error.__cause__) if error.__cause__ else ''}".strip()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _parse(texts: Sequence[str]) -> list[Override]:
+    loader = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
+    parser = OverridesParser.create(config_loader=loader)
+    overrides = []
+    for text in texts:
+        try:
+            overrides += parser.parse_overrides([text])
+        except OverrideParseException as error:
+            reason = str(error).strip().splitlines()[-2]  # the last line is a link
+            raise ZooError(f"cannot read {text!r}: {reason} (write key=value; odd characters need quotes)") from None
+    return overrides
+
+
+def _uri(folder: str) -> str:
+    if not Path(folder).is_dir():
+        raise ZooError(f"--config-dir {folder} is not a folder")
+    return _quoted(f"file://{Path(folder).resolve()}")
+
+
+def _check_job(command: str, overrides: Sequence[Override], search: Sequence[str]) -> None:
+    """Compose one job: first its choices alone, which tells the known keys and their kinds, then all of it."""
+    loader = GlobalHydra.instance().config_loader()
+    groups = [item for item in overrides if loader.get_group_options(item.key_or_group)]
+    base = _compose(command, [*(str(item.input_line) for item in groups), *search])
+    for item in overrides:
+        if item not in groups and not (item.is_add() or item.is_force_add() or item.is_delete()):
+            _check_value(item, base, loader.list_groups(""))
+    config = hydra.compose(command, [*(str(item.input_line) for item in overrides), *search])
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise ZooError(f"{command} needs {key}={EXAMPLES.get(key, '...')}")
+
+
+def _compose(command: str, texts: list[str]) -> DictConfig:
+    """`hydra.compose` with backbones that have no card: those that timm knows get one on the way."""
+    while True:
+        try:
+            return hydra.compose(command, texts)
+        except MissingConfigException as error:
+            group, _, card = (error.missing_cfg_file or "").partition("/")
+            if not card:
+                raise
+            if group != "backbone":
+                raise unknown(group, card, error.options or ()) from None
+            _add_backbone(card, error.options or ())
+
+
+def _add_backbone(name: str, cards: Sequence[str]) -> None:
+    """Give a timm model a card: the default one under its name.
+
+    Raises ZooError where timm has no such model.
+    """
+    import timm  # takes seconds, and only this needs it
+
+    known = {*timm.list_models(), *timm.list_models(pretrained=True)}
+    if name not in known:
+        raise unknown("backbone", name, {*known, *cards})
+    card = {"defaults": ["default", "_self_"], "name": name}
+    ConfigStore.instance().store(group="backbone", name=name, node=card)
+
+
+def _check_value(override: Override, config: DictConfig, groups: Sequence[str]) -> None:
+    """Refuse a key that is not in the config, and a value of another kind than the one it replaces."""
+    key, value = override.key_or_group, override.value()
+    known = dict(_flatten(config))
+    if key not in known:
+        if key.startswith(tuple(f"{mapping}." for mapping in OPEN)):
+            raise ZooError(f"{key} is not set yet: a new key needs a plus, +{override.input_line}")
+        same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        raise unknown("option", key, same or [*known, *groups])
+    old = known[key]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(old, bool) and not isinstance(value, bool | None):
+        raise ZooError(f"{key} takes true or false, not {override.get_value_element_as_str()}")
+    if isinstance(old, int | float) and not isinstance(old, bool) and not number and value is not None:
+        raise ZooError(f"{key} takes a number, not {override.get_value_element_as_str()}")
+
+
+def _flatten(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config with dots, those of inner nodes too, and its value (None where it is missing)."""
+    for key in map(str, config):
+        value = None if OmegaConf.is_missing(config, key) else config[key]
+        yield f"{prefix}{key}", value
+        if isinstance(value, DictConfig):
+            yield from _flatten(value, f"{prefix}{key}.")
