@@ -8,9 +8,14 @@ from typing import Any
 
 from zoo.data.base import Dataset, Transform
 from zoo.data.files import read_image, read_labels
+from zoo.data.scenes import Scenes
 from zoo.errors import unknown
 
-DATASETS: dict[str, type[Dataset]] = {}  # camvid, folder, isbi2012, scenes, voc land here
+__all__ = ["DATASETS", "Dataset", "create_dataset", "list_datasets", "read_image", "read_labels"]
+
+DATASETS: dict[str, type[Dataset]] = {
+    "scenes": Scenes,
+}
 
 
 def create_dataset(

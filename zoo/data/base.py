@@ -13,7 +13,7 @@ import torch
 
 from zoo.data.files import incomplete
 from zoo.errors import ZooError, unknown
-from zoo.structures import TASKS, VOID, Class, Instances, Panoptic, Sample, Semantic
+from zoo.structures import TASKS, VOID, Class, Instances, Sample, Semantic, Target
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 Index = int | tuple[int, int]
@@ -25,8 +25,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     A subclass names what it offers in the class attributes below, sets `table` (there, or in its own
     ``__init__`` before calling this one) and writes two methods:
 
-    - ``index()`` lists the records of ``self.split`` under ``self.root``. A record is whatever `read` needs; a path or a
-      tuple that begins with the image's path gives `name` and `fingerprint` for free. ``self.path("a", "b.txt")``
+    - ``index()`` lists the records of ``self.split`` under ``self.root``. A record is whatever `read` needs; a path or
+      a tuple that begins with the image's path gives `name` and `fingerprint` for free. ``self.path("a", "b.txt")``
       is a file or folder that must exist.
     - ``read(record)`` returns the `Sample` with the finest truth its files hold (or ``target=None``).
 
@@ -34,7 +34,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         root: folder with the official layout as downloaded.
         split: one of `splits`.
         task: one of `tasks`; finer truth is converted downhill.
-        transform: ``transform(sample, rng) -> Sample``, called with a generator that depends on (seed, epoch, index) alone.
+        transform: ``transform(sample, rng) -> Sample``; the generator depends on (seed, epoch, index) alone.
         seed: of the transform.
         classes: for the semantic task, new classes by the old ones they take in, as
             ``{"road": ["road", "pavement"], "sky": "sky"}``; classes not named become void.
@@ -98,8 +98,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.title} {self.split} has {len(self)} images, asked for {i}")
         i %= len(self)
-        sample = self.read(self.records[i])
-        target = self._convert(self._checked(sample, i), i)
+        sample = self._read(i)
+        target = self._convert(self._checked(sample, i))
         sample = replace(sample, target=target, id=i)
         if self.transform is None:
             return sample
@@ -158,7 +158,15 @@ class Dataset(torch.utils.data.Dataset[Sample]):
             raise incomplete(self.root, f"{self.title} has no images in split {self.split!r}", self.layout)
         return records
 
-    def _checked(self, sample: Sample, i: int) -> Semantic | Instances | Panoptic | None:
+    def _read(self, i: int) -> Sample:
+        """Record i; an error in what it holds names its file."""
+        try:
+            return self.read(self.records[i])
+        except ZooError as error:
+            where = self._where(i)
+            raise error if where in str(error) else ZooError(f"{where}: {error}") from error
+
+    def _checked(self, sample: Sample, i: int) -> Target | None:
         """The target of sample i, which fits its image and the class table."""
         target, shape = sample.target, sample.image.shape[:2]
         if target is None:
@@ -176,7 +184,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
             )
         return target
 
-    def _convert(self, target: Semantic | Instances | Panoptic | None, i: int) -> Semantic | Instances | Panoptic | None:
+    def _convert(self, target: Target | None) -> Target | None:
         if target is None or self.task == "panoptic":
             return target
         if self.task == "instance":

@@ -31,9 +31,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def read_image(
-    path: str | Path, channels: int | None = 3, exif: Exif = "ignore", maximum: int = 65535
-) -> np.ndarray:
+def read_image(path: str | Path, channels: int | None = 3, exif: Exif = "ignore", maximum: int = 65535) -> np.ndarray:
     """Decode a PNG, JPEG, TIFF or NumPy file.
 
     Args:

@@ -1,0 +1,452 @@
+"""Little landscapes drawn on the fly: panoptic truth without a file, for first runs, demos and tests.
+
+A scene is a sky, often hills, grass, often a road, and two to seven things standing on the ground or floating in
+the air. Far things are drawn before near ones, so near ones hide them; each casts a shadow. Light, haze, noise and
+blur change from scene to scene. Things come in any hue and their colours overlap with those of the ground: the
+texture and the shape tell the classes apart, the colour alone does not.
+
+Everything about scene i of a split follows from ``(world, split, i)``; splits can share no scene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from zoo.data.base import Dataset, Transform
+from zoo.errors import ZooError
+from zoo.structures import Class, Panoptic, Sample, Size
+
+Rng = np.random.Generator
+Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Local coordinates x, y (h, w), in half widths and heights of the thing -> colours (h, w, 3) in [0, 1]."""
+
+SKY, HILL, GRASS, ROAD, TREE, HOUSE, BALL, TENT, ROCK, BALLOON = range(10)
+LENGTHS = {"train": 2000, "val": 100, "test": 200}
+_SPLITS = ("train", "val", "test")
+_MIN_VISIBLE = 0.006
+"""Share of the image below which a mostly hidden thing is left out: a speck would be scored like a thing."""
+
+
+class Scenes(Dataset):
+    """Drawn landscapes with 4 classes of stuff and 6 of things.
+
+    Args:
+        size: height and width of the images, or one number for both.
+        length: how many scenes; by default 2000, 100 and 200 in train, val and test.
+        world: another world has other scenes in every split. (`seed` is the transform's, as everywhere: runs with
+            different seeds still see the same scenes.)
+    """
+
+    tasks = ("semantic", "instance", "panoptic")
+    splits = _SPLITS
+    table = (
+        Class("sky", (135, 190, 235)),
+        Class("hill", (110, 120, 150)),
+        Class("grass", (90, 160, 60)),
+        Class("road", (150, 140, 130)),
+        Class("tree", (20, 100, 40), thing=True),
+        Class("house", (190, 80, 60), thing=True),
+        Class("ball", (250, 210, 50), thing=True),
+        Class("tent", (240, 130, 30), thing=True),
+        Class("rock", (90, 85, 85), thing=True),
+        Class("balloon", (200, 60, 180), thing=True),
+    )
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        split: str = "train",
+        task: str = "semantic",
+        transform: Transform | None = None,
+        seed: int = 0,
+        classes: Mapping[str, str | Sequence[str]] | None = None,
+        size: int | Size = 96,
+        length: int | None = None,
+        world: int = 0,
+    ) -> None:
+        self.size: Size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        if min(self.size) < 32:
+            raise ZooError(f"scenes: size={size} is too small to show anything; use at least 32")
+        self.length, self.world = length, world
+        self.facts = f"scenes 1, {self.size[0]}x{self.size[1]}, world {world}"
+        super().__init__(root, split, task, transform, seed, classes)
+
+    def index(self) -> list[int]:
+        return list(range(LENGTHS[self.split] if self.length is None else self.length))
+
+    def name(self, i: int) -> str:
+        return f"{self.split}-{i:05d}"
+
+    def read(self, record: int) -> Sample:
+        image, ids, labels = draw_scene(
+            np.random.default_rng([self.world, _SPLITS.index(self.split), record]), self.size
+        )
+        count = len(labels)
+        target = Panoptic(ids, labels, np.ones(count, np.float32), np.zeros(count, bool))
+        return Sample(image, target, record, self.size)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One painted outline of a thing: polygon (n, 2) of (x, y) in local coordinates."""
+
+    outline: np.ndarray
+    paint: Paint
+
+
+@dataclass(frozen=True)
+class _Thing:
+    """Parts drawn in order. Local (0, 0) is (x, y) in pixels, one local unit is `scale` pixels, y points up."""
+
+    label: int
+    x: float
+    y: float
+    scale: float
+    parts: list[_Part]
+    shadow: float
+    """Half width of the shadow in local units; 0 for none."""
+
+
+def draw_scene(rng: Rng, size: Size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One landscape.
+
+    Returns:
+        image (H, W, 3) uint8; ids (H, W) int32 in 1..S; labels (S + 1,) int64, with labels[0] = 255 for the unused id 0.
+    """
+    height, width = size
+    sun = float(rng.choice([-1.0, 1.0]))
+    horizon = float(rng.uniform(0.3, 0.5)) * height
+    stuff = _ground_plan(rng, size, horizon)
+    image = _paint_ground(rng, stuff, horizon)
+    things = _place_things(rng, size, horizon, sun)
+    covers = [_cover(thing, size) for thing in things]
+    kept = _visible(covers, size)
+
+    ids = stuff.astype(np.int32) + 1
+    labels = [255, SKY, HILL, GRASS, ROAD]
+    for k in kept:
+        if things[k].shadow:
+            _cast_shadow(image, things[k], sun)
+        ids[_truth(covers[k], size)] = len(labels)
+        labels.append(things[k].label)
+        for part, (window, alpha) in zip(things[k].parts, covers[k], strict=True):
+            _blend(image, things[k], part, window, alpha)
+    return _expose(rng, image), *_compact(ids, np.array(labels, np.int64))
+
+
+# ---- ground -----------------------------------------------------------------------------------------------------
+
+
+def _ground_plan(rng: Rng, size: Size, horizon: float) -> np.ndarray:
+    """(H, W) uint8 map of the stuff classes before any thing stands on it."""
+    height, width = size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    plan = np.where(y < horizon, SKY, GRASS).astype(np.uint8)
+    if rng.random() < 0.8:
+        waves = sum(
+            rng.uniform(0.3, 1.0) / k * np.sin(k * np.pi * x[0] / width * 2 + rng.uniform(0, 6.28)) for k in (1, 2, 3)
+        )
+        ridge = horizon - height * (rng.uniform(0.08, 0.16) + 0.05 * waves)
+        plan[(y >= ridge) & (y < horizon)] = HILL
+    if rng.random() < 0.8:
+        depth = np.clip((y - horizon) / (height - horizon), 0, 1)
+        centre = rng.uniform(0.2, 0.8) * (1 - depth) + rng.uniform(0.0, 1.0) * depth
+        centre = centre + rng.uniform(-0.25, 0.25) * depth * (1 - depth) * 2
+        half = 0.03 + rng.uniform(0.12, 0.28) * depth
+        plan[(y >= horizon) & (np.abs(x / width - centre) < half)] = ROAD
+    return plan
+
+
+def _paint_ground(rng: Rng, plan: np.ndarray, horizon: float) -> np.ndarray:
+    """(H, W, 3) float32 picture of the ground plan."""
+    height, width = plan.shape
+    unit = min(height, width) / 96
+    y = np.arange(height, dtype=np.float32)[:, None]
+    sky_hue, green = rng.uniform(0.5, 0.65), rng.uniform(0.2, 0.4)
+
+    towards = np.clip(y / horizon, 0, 1)[..., None]
+    sky = _hsv(sky_hue, rng.uniform(0.3, 0.7), rng.uniform(0.7, 0.95)) * (1 - towards)
+    sky = sky + _hsv(rng.choice([sky_hue, 0.08]), rng.uniform(0.05, 0.3), 0.95) * towards
+    clouds = np.clip(_noise(rng, plan.shape, 9 * unit, 20 * unit) * 1.2 - 0.2, 0, 1)[..., None]
+    sky = sky + (0.97 - sky) * clouds * 0.8
+
+    slope = _noise(rng, plan.shape, 12 * unit, 5 * unit)
+    hill = _hsv(rng.uniform(0.25, 0.7), rng.uniform(0.1, 0.4), rng.uniform(0.4, 0.65)) * (1 + 0.12 * slope[..., None])
+
+    blades = 0.22 * _noise(rng, plan.shape, 3 * unit, 1 * unit) + 0.1 * _noise(rng, plan.shape, 14 * unit, 14 * unit)
+    grass = _hsv(green, rng.uniform(0.35, 0.7), rng.uniform(0.4, 0.7)) * (1 + blades[..., None])
+
+    grit = 0.08 * rng.standard_normal(plan.shape, dtype=np.float32) + 0.05 * _noise(
+        rng, plan.shape, 2 * unit, 16 * unit
+    )
+    road = _hsv(rng.uniform(0.05, 0.12), rng.uniform(0.05, 0.35), rng.uniform(0.4, 0.75)) * (1 + grit[..., None])
+
+    image = np.zeros((height, width, 3), np.float32)
+    for label, texture in ((SKY, sky), (HILL, hill), (GRASS, grass), (ROAD, road)):
+        np.copyto(image, texture, where=(plan == label)[..., None])
+    return image
+
+
+def _noise(rng: Rng, shape: Size, cell_y: float, cell_x: float) -> np.ndarray:
+    """Smooth noise (H, W) float32 of about unit spread with bumps of the given size in pixels."""
+    rows, columns = int(shape[0] / cell_y) + 2, int(shape[1] / cell_x) + 2
+    coarse = rng.standard_normal((rows, columns), dtype=np.float32)
+    return cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+
+
+# ---- things -----------------------------------------------------------------------------------------------------
+
+
+def _place_things(rng: Rng, size: Size, horizon: float, sun: float) -> list[_Thing]:
+    """Two to seven things, far ones first. Ground things grow with nearness, balloons hang in the sky."""
+    height, width = size
+    ground = height - horizon
+    things: list[_Thing] = []
+    x = rng.uniform(0, width)
+    for _ in range(rng.integers(2, 8)):
+        label = int(rng.integers(TREE, BALLOON + 1))
+        # A third of the things stand close to the one before, so that they overlap.
+        x = x + rng.uniform(-0.2, 0.2) * width if rng.random() < 0.35 else rng.uniform(0.05, 0.95) * width
+        if label == BALLOON:
+            y, nearness = rng.uniform(0.35, 0.9) * horizon + 0.06 * height, rng.uniform(0.5, 0.9)
+        else:
+            depth = rng.uniform(0.12, 0.97)
+            y, nearness = horizon + depth * ground, 0.5 + 0.5 * depth
+        half_height, build = _THINGS[label]
+        scale = half_height * rng.uniform(0.85, 1.15) * nearness * height
+        parts, shadow = build(rng, sun)
+        things.append(_Thing(label, float(x), float(y), float(scale), parts, shadow))
+    return sorted(things, key=lambda thing: (thing.label != BALLOON, thing.y))
+
+
+def _tree(rng: Rng, sun: float) -> tuple[list[_Part], float]:
+    bark = _hsv(rng.uniform(0.04, 0.1), rng.uniform(0.3, 0.6), rng.uniform(0.25, 0.5))
+    leaf = _hsv(rng.uniform(0.2, 0.42), rng.uniform(0.4, 0.8), rng.uniform(0.3, 0.6))
+    phase = rng.uniform(0, 6.28, 4)
+
+    def trunk(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return bark * (1 + 0.25 * np.sin(40 * x + phase[0]))[..., None]
+
+    def crown(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        bumps = np.sin(11 * x + phase[1] + 2 * np.sin(6 * y)) * np.sin(12 * y + phase[2] + 2 * np.sin(5 * x))
+        return leaf * (1 + 0.3 * bumps + 0.25 * sun * x + 0.2 * (y - 1.2))[..., None]
+
+    lean = rng.uniform(-0.1, 0.1)
+    parts = [_Part(np.array([(-0.14, 0), (0.14, 0), (0.1 + lean, 1), (-0.1 + lean, 1)]), trunk)]
+    for centre_x, centre_y in ((-0.35, 1.05), (0.35, 1.1), (0.0, 1.5)):
+        shift = rng.uniform(-0.08, 0.08, 2)
+        circle = _disk(rng.uniform(0.48, 0.6), rng.uniform(0.45, 0.55))
+        parts.append(_Part(circle + (centre_x + lean + shift[0], centre_y + shift[1]), crown))
+    return parts, 0.8
+
+
+def _house(rng: Rng, sun: float) -> tuple[list[_Part], float]:
+    plaster = _hsv(rng.random(), rng.uniform(0.1, 0.6), rng.uniform(0.5, 0.9))
+    tiles = _hsv(rng.uniform(0.0, 0.12), rng.uniform(0.2, 0.8), rng.uniform(0.25, 0.6))
+    dark = _hsv(0.6, 0.3, rng.uniform(0.15, 0.3))
+    half, wall, roof = rng.uniform(0.75, 1.05), rng.uniform(0.8, 1.0), rng.uniform(1.4, 1.7)
+
+    def planks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return plaster * (1 - 0.3 * (y * 7 % 1.0 < 0.28) + 0.08 * sun * x)[..., None]
+
+    def tiling(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return tiles * (1 + 0.25 * np.sin(22 * x) * np.sign(np.sin(16 * y)))[..., None]
+
+    def glass(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(dark, (*x.shape, 3))
+
+    eaves, ridge = half + 0.15, rng.uniform(0.0, 0.5) * half
+    return [
+        _Part(np.array([(-half, 0), (half, 0), (half, wall), (-half, wall)]), planks),
+        _Part(np.array([(-eaves, wall), (eaves, wall), (ridge, roof), (-ridge, roof)]), tiling),
+        _Part(_box(-0.5 * half, 0.0, 0.16, 0.5), glass),
+        _Part(_box(0.4 * half, 0.35, 0.18, 0.3), glass),
+    ], half
+
+
+def _ball(rng: Rng, sun: float) -> tuple[list[_Part], float]:
+    hue, turn = rng.random(), rng.uniform(0, 6.28)
+    first = _hsv(hue, rng.uniform(0.5, 0.9), rng.uniform(0.6, 0.95))
+    second = _hsv(hue + rng.uniform(0.3, 0.7), rng.uniform(0.0, 0.6), rng.uniform(0.6, 0.95))
+
+    def sectors(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return _two(first, second, np.sin(3 * np.arctan2(y - 0.95, x) + turn)) * _round(x, y - 1, sun)
+
+    return [_Part(_disk(1.0, 1.0) + (0, 0.97), sectors)], 0.9
+
+
+def _tent(rng: Rng, sun: float) -> tuple[list[_Part], float]:
+    hue, top, stripes = rng.random(), rng.uniform(1.5, 1.9), rng.uniform(8, 12)
+    first = _hsv(hue, rng.uniform(0.4, 0.9), rng.uniform(0.5, 0.95))
+    second = _hsv(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.0, 0.3), rng.uniform(0.6, 0.95))
+
+    def panels(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return _two(first, second, np.sin(stripes * x / (top + 0.25 - y))) * (0.95 + 0.1 * sun * x)[..., None]
+
+    def opening(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(first * 0.3, (*x.shape, 3))
+
+    lean = rng.uniform(-0.25, 0.25)
+    return [
+        _Part(np.array([(-1.1, 0), (1.1, 0), (lean + 0.06, top), (lean - 0.06, top)]), panels),
+        _Part(np.array([(-0.25, 0), (0.25, 0), (lean * 0.4, top * 0.5)]), opening),
+    ], 1.1
+
+
+def _rock(rng: Rng, sun: float) -> tuple[list[_Part], float]:
+    stone = _hsv(rng.uniform(0.0, 0.7), rng.uniform(0.02, 0.25), rng.uniform(0.35, 0.65))
+    angles = np.linspace(0, np.pi, 9)
+    radius = rng.uniform(0.8, 1.15, 9)
+    outline = np.stack([1.2 * radius * np.cos(angles), 1.1 * radius * np.sin(angles)], axis=1)
+    lines = rng.uniform(-0.6, 0.6, (3, 3))
+
+    def facets(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        shade = sum(0.13 * np.sign(x + a * 3 * (y - 0.5) + b) for a, b, _ in lines)
+        grain = 0.1 * np.sin(23 * x + 9 * np.sin(7 * y)) * np.sin(19 * y + 8 * np.sin(6 * x))
+        return stone * (1 + shade + grain + 0.2 * (y - 0.5) + 0.15 * sun * x)[..., None]
+
+    return [_Part(outline, facets)], 1.2
+
+
+def _balloon(rng: Rng, sun: float) -> tuple[list[_Part], float]:
+    hue = rng.random()
+    first = _hsv(hue, rng.uniform(0.4, 0.9), rng.uniform(0.55, 0.95))
+    second = _hsv(hue + rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.9), rng.uniform(0.55, 0.95))
+    wicker = _hsv(0.08, rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.5))
+    gores = rng.uniform(4, 6)
+
+    def silk(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        girth = np.sqrt(np.clip(1 - ((y - 1.4) / 1.15) ** 2, 0.05, 1))
+        return _two(first, second, np.cos(gores * np.arcsin(np.clip(x / girth, -1, 1)))) * _round(x, y - 1.4, sun)
+
+    def weave(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return wicker * (1 + 0.3 * np.sin(40 * y))[..., None]
+
+    envelope = _disk(1.0, 1.12)
+    envelope[:, 0] *= np.where(envelope[:, 1] < 0, 1 + 0.45 * envelope[:, 1] / 1.12, 1)  # narrow towards the basket
+    return [_Part(_box(0.0, 0.0, 0.24, 0.42), weave), _Part(envelope + (0, 1.4), silk)], 0.0
+
+
+_THINGS: dict[int, tuple[float, Callable[[Rng, float], tuple[list[_Part], float]]]] = {
+    TREE: (0.26, _tree),
+    HOUSE: (0.22, _house),
+    BALL: (0.13, _ball),
+    TENT: (0.2, _tent),
+    ROCK: (0.15, _rock),
+    BALLOON: (0.15, _balloon),
+}
+"""Pixels of one local unit, as a share of the image's height, for a thing in the foreground; and what builds it."""
+
+
+# ---- painting ---------------------------------------------------------------------------------------------------
+
+_Window = tuple[slice, slice]
+_Cover = list[tuple[_Window, np.ndarray]]
+
+
+def _cover(thing: _Thing, size: Size) -> _Cover:
+    """For each part the window it falls into and its anti-aliased coverage there, (h, w) uint8."""
+    covers = []
+    for part in thing.parts:
+        points = part.outline * (thing.scale, -thing.scale) + (thing.x, thing.y)
+        low = np.clip(np.floor(points.min(0)), 0, (size[1], size[0])).astype(int)
+        high = np.clip(np.ceil(points.max(0)) + 1, 0, (size[1], size[0])).astype(int)
+        alpha = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
+        if alpha.size:
+            fixed = np.rint((points - low) * 16).astype(np.int32)
+            cv2.fillPoly(alpha, [fixed], 255, cv2.LINE_AA, shift=4)
+        covers.append(((slice(low[1], high[1]), slice(low[0], high[0])), alpha))
+    return covers
+
+
+def _truth(cover: _Cover, size: Size) -> np.ndarray:
+    """(H, W) bool: pixels at least half covered."""
+    mask = np.zeros(size, bool)
+    for window, alpha in cover:
+        mask[window] |= alpha >= 128
+    return mask
+
+
+def _visible(covers: list[_Cover], size: Size) -> list[int]:
+    """The things that stay in sight once the nearer ones are drawn. Leaving one out only uncovers others."""
+    hidden = np.zeros(size, bool)
+    kept = []
+    for k in reversed(range(len(covers))):
+        mask = _truth(covers[k], size)
+        seen = np.count_nonzero(mask & ~hidden)
+        if seen >= max(_MIN_VISIBLE * mask.size, 0.2 * np.count_nonzero(mask)):
+            kept.append(k)
+            hidden |= mask
+    return kept[::-1]
+
+
+def _blend(image: np.ndarray, thing: _Thing, part: _Part, window: _Window, alpha: np.ndarray) -> None:
+    if not alpha.size:
+        return
+    y, x = np.mgrid[window].astype(np.float32)
+    colours = part.paint((x - thing.x) / thing.scale, (thing.y - y) / thing.scale)
+    weight = (alpha.astype(np.float32) / 255)[..., None]
+    image[window] += weight * (colours - image[window])
+
+
+def _cast_shadow(image: np.ndarray, thing: _Thing, sun: float) -> None:
+    """Darken the ground on the side away from the sun; the truth knows no shadows."""
+    half = thing.shadow * thing.scale
+    dark = np.zeros(image.shape[:2], np.uint8)
+    centre = (int(16 * (thing.x - sun * 0.6 * half)), int(16 * thing.y))
+    cv2.ellipse(dark, centre, (int(16 * 1.3 * half), int(16 * 0.3 * half)), 0, 0, 360, 110, -1, cv2.LINE_AA, 4)
+    image *= (1 - dark.astype(np.float32) / 255)[..., None]
+
+
+def _expose(rng: Rng, image: np.ndarray) -> np.ndarray:
+    """Light, haze, blur and sensor noise: the picture as a camera takes it, uint8."""
+    size = image.shape[:2]
+    light = rng.uniform(0.7, 1.15) * (1 + 0.12 * _noise(rng, size, size[0] / 2, size[1] / 2))
+    image = image * light[..., None] * rng.uniform(0.92, 1.08, 3).astype(np.float32)
+    haze = np.float32(rng.uniform(0, 0.15))
+    image = image * (1 - haze) + 0.75 * haze
+    blur = rng.uniform(0.0, 0.6)
+    if blur > 0.2:
+        image = cv2.GaussianBlur(image, (3, 3), blur)
+    image = image + np.float32(rng.uniform(0.005, 0.035)) * rng.standard_normal(image.shape, dtype=np.float32)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _compact(ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the segments that are in sight 1..S, without gaps."""
+    present = np.bincount(ids.ravel(), minlength=len(labels)) > 0
+    present[0] = True
+    return (np.cumsum(present) - 1).astype(np.int32)[ids], labels[present]
+
+
+def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
+    """(3,) float32 RGB; the hue is in turns and wraps."""
+    sector = (np.array([5.0, 3.0, 1.0]) + 6 * hue) % 6
+    return (value - value * saturation * np.clip(np.minimum(sector, 4 - sector), 0, 1)).astype(np.float32)
+
+
+def _two(first: np.ndarray, second: np.ndarray, wave: np.ndarray) -> np.ndarray:
+    """Two colours by the sign of a wave, (h, w, 3)."""
+    return np.where((wave > 0)[..., None], first, second)
+
+
+def _round(x: np.ndarray, y: np.ndarray, sun: float) -> np.ndarray:
+    """The shading of a sphere, (h, w, 1)."""
+    return (0.9 + 0.2 * sun * x + 0.2 * y - 0.15 * (x * x + y * y))[..., None]
+
+
+def _disk(half_width: float, half_height: float) -> np.ndarray:
+    """An ellipse around the origin as a polygon (32, 2)."""
+    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    return np.stack([half_width * np.cos(angles), half_height * np.sin(angles)], axis=1)
+
+
+def _box(x: float, y: float, half_width: float, height: float) -> np.ndarray:
+    """A rectangle standing on (x, y), as a polygon (4, 2)."""
+    left, right, top = x - half_width, x + half_width, y + height
+    return np.array([(left, y), (right, y), (right, top), (left, top)])
