@@ -12,6 +12,7 @@ there and then, with a sentence that names what can.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from itertools import cycle, islice
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import split_model_name_tag
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from zoo.errors import ZooError, unknown
@@ -38,15 +40,16 @@ OWN_BACKBONES: dict[str, str] = {"unet": "zoo.models.unet:UNetEncoder"}
 # timm's modules (families) whose members can keep a stride of 8 or 16.
 DILATED_FAMILIES = (
     "byobnet", "convnext", "cspnet", "cspnext", "densenet", "efficientnet", "hardcorenas", "inception_next",
-    "mobilenetv3", "nfnet", "regnet", "res2net", "resnest", "resnet", "resnetv2", "rexnet", "sknet", "vgg",
+    "mobilenetv3", "mobilevit", "nfnet", "regnet", "res2net", "resnest", "resnet", "resnetv2", "rexnet", "sknet", "vgg",
     "xception_aligned",
 )  # fmt: skip
 # timm's modules without a pyramid of powers of two, or bound to one image size.
 UNFIT_FAMILIES = (
     "beit", "byoanet", "cait", "coat", "convit", "convmixer", "crossvit", "deepseek_vit", "deit", "efficientformer",
-    "efficientformer_v2", "eva", "gemma4_vit", "hiera", "levit", "mlp_mixer", "naflexvit", "nest", "pit", "qwen3_vit",
-    "sequencer", "tnt", "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos",
-    "vision_transformer_sam", "visformer", "vitamin", "volo", "xcit",
+    "efficientformer_v2", "eva", "gcvit", "gemma4_vit", "hiera", "inception_v3", "levit", "mlp_mixer", "mvitv2",
+    "naflexvit", "nasnet", "nest", "pit", "pnasnet", "qwen3_vit", "sequencer", "tnt", "vision_transformer",
+    "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "visformer", "vitamin", "volo",
+    "xcit",
 )  # fmt: skip
 # Unpadded 3x3 layers, which are given their padding here.
 VALID_FAMILIES = ("inception_v4", "inception_resnet_v2", "xception")
@@ -57,7 +60,7 @@ DILATED_EXAMPLES = (
 )
 
 # Sizes are tried as multiples of these, in order: most networks take any size; windows of 7 or 8 want 224 or 256.
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 224, 256, 384)
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 224, 256)
 
 
 class Backbone(nn.Module):
@@ -112,7 +115,7 @@ class Backbone(nn.Module):
         return self.extract(self.normalize(images, sizes))
 
     def normalize(self, images: Tensor, sizes: Sequence[Size] | None = None) -> Tensor:
-        """(images - mean) / std as a float tensor of the same shape, exactly zero beyond each image's (H, W) in `sizes`.
+        """(images - mean) / std as a float tensor of the same shape, zero beyond each image's (H, W) in `sizes`.
 
         Zero after normalising is what every reference pads with; zero before it would be a dark frame.
         """
@@ -130,7 +133,7 @@ class Backbone(nn.Module):
         return x
 
     def extract(self, normalized: Tensor) -> list[Tensor]:
-        """Features of a normalised tensor (B, C, H, W), padded to what the architecture takes, trimmed back to (H, W)."""
+        """Features of a normalised tensor (B, C, H, W), padded as the architecture needs and trimmed again."""
         height, width = normalized.shape[-2:]
         x = F.pad(normalized, (0, self._missing(width), 0, self._missing(height)))
         features = self._features(x)[-len(self.strides) :]
@@ -210,7 +213,7 @@ def create_backbone(
     statistics = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
     mean, std = _statistics(name, in_channels, mean, std, *statistics)
     indices: Sequence[int] = ()
-    if isinstance(model, timm.models.FeatureGetterNet):
+    if isinstance(model, FeatureGetterNet):
         model, indices = model.model, model.out_indices
         taps = taps or "getter"
     if output_stride < 32 and family in CONVERTERS:
@@ -220,7 +223,7 @@ def create_backbone(
     if family in VALID_FAMILIES:
         _pad_valid_layers(model)
     if taps == "transition":
-        model.features.norm5.act = nn.Identity()  # type: ignore[union-attr]
+        model.features.norm5.act = nn.Identity()
     backbone = Backbone(
         name, model, (), (), mean=mean, std=std, config=config, taps=taps or "own", indices=indices[-levels:]
     )
@@ -242,21 +245,28 @@ def supports(name: str, output_stride: int = 32) -> bool:
 
 
 def _family(name: str) -> str:
-    """timm's module that defines `name`; a misspelt name or tag raises, with the nearest ones."""
+    """timm's module that defines `name`; raises for a misspelt name or tag, and for families that cannot serve."""
     base, tag = split_model_name_tag(name)
     if not timm.is_model(base):
         error = unknown("backbone", name, [*OWN_BACKBONES, *timm.list_models()])
         if "did you mean" not in str(error):
             error = ZooError(f"unknown backbone {name!r}: any timm model with features serves, such as {EXAMPLES}")
         raise error
-    if tag and not timm.models.get_pretrained_cfg(name, allow_unregistered=False):
-        raise unknown(f"weights of backbone {base}", name, timm.list_pretrained(f"{base}.*"))
-    return timm.models.model_entrypoint(base).__module__.rpartition(".")[2]
+    known = timm.list_pretrained(f"{base}.*")
+    if tag and name not in known:
+        raise unknown(f"weights of backbone {base}", name, known)
+    family = timm.models.model_entrypoint(base).__module__.rpartition(".")[2]
+    if family in UNFIT_FAMILIES:
+        raise ZooError(
+            f"backbone {name} is bound to one image size or has no pyramid of features: use one that has, such as "
+            f"{EXAMPLES}"
+        )
+    return family
 
 
 def _timm_model(
     name: str, family: str, pretrained: bool | str | Path, in_channels: int, output_stride: int, options: dict[str, Any]
-) -> nn.Module:
+) -> Any:
     """timm's feature extractor with the parameter names of its classifier; errors become sentences."""
     arguments: dict[str, Any] = {"features_only": True, "in_chans": in_channels, **options}
     if output_stride < 32 and family not in CONVERTERS:
@@ -288,21 +298,19 @@ def _no_weights(name: str, pretrained: bool | str | Path, error: Exception) -> Z
     if isinstance(pretrained, (str, Path)):
         return ZooError(f"{str(pretrained)!r} does not hold timm's weights of backbone {name}: {_brief(error)}")
     hub = timm.models.get_pretrained_cfg(name)
-    source = hub and (hub.hf_hub_id and f"https://huggingface.co/{hub.hf_hub_id}" or hub.url)
+    source = hub and (f"https://huggingface.co/{hub.hf_hub_id}" if hub.hf_hub_id else hub.url)
     if not source:
         return ZooError(f"timm has no pretrained weights for {name}: use backbone.pretrained=false")
-    if hub.hf_hub_id and "/" not in hub.hf_hub_id.removeprefix("timm/") and hub.hf_hub_id == "timm/":
-        source = f"https://huggingface.co/timm/{name}.{hub.tag}"
     return ZooError(
-        f"the pretrained weights of {name} could not be loaded ({_brief(error)}): fetch model.safetensors from {source} "
-        "on a machine with network and pass backbone.pretrained=FILE, or start from scratch with "
+        f"the pretrained weights of {name} could not be loaded ({_brief(error)}): fetch model.safetensors from "
+        f"{source} on a machine with network and pass backbone.pretrained=FILE, or start from scratch with "
         "backbone.pretrained=false"
     )
 
 
 def _brief(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:160].rstrip(". ") if lines else type(error).__name__
+    return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
 
 
 def _cannot_dilate(name: str, output_stride: int) -> ZooError:
@@ -342,11 +350,12 @@ def _measure(backbone: Backbone, levels: int) -> Backbone:
     for multiple in MULTIPLES:
         size = _probe_size(multiple)
         try:
-            # Two sizes, so that no network is accepted because one happened to round well.
             features = _probe(backbone, size, levels)
             strides = [_stride(size, feature) for feature in features]
-            twice = (2 * size[0], size[1] + multiple)
-            again = [_stride(twice, feature) for feature in _probe(backbone, twice, levels)]
+            # A second size, so that none is accepted because one happened to round well, and wide enough to leave
+            # tables of relative positions made for 224 pixels.
+            wide = size[0] + multiple, size[1] + -(-404 // multiple) * multiple
+            again = [_stride(wide, feature) for feature in _probe(backbone, wide, levels)]
         except Exception as error:  # asserts and shape errors of 90 families: this size does not suit, try the next
             refusal = _brief(error)
             continue
@@ -357,15 +366,23 @@ def _measure(backbone: Backbone, levels: int) -> Backbone:
         raise ZooError(
             f"backbone {backbone.name} does not take images of any size ({refusal}): use one such as {EXAMPLES}"
         )
-    backbone.model.train(training)
     backbone.channels = [feature.shape[1] for feature in features]
     backbone.strides = [stride for stride in strides if stride is not None]
     backbone.multiple = multiple
     _check_strides(backbone)
-    # Layers that round down leave nothing of an image smaller than the stride.
-    if any(feature.shape[-1] < size[1] / stride for feature, stride in zip(features, backbone.strides, strict=True)):
-        backbone.smallest = backbone.strides[-1]
+    backbone.smallest = _smallest(backbone)
+    backbone.model.train(training)
     return backbone
+
+
+def _smallest(backbone: Backbone) -> int:
+    """The side of the smallest image that leaves something in every map: 1 for most, more where layers round down."""
+    for side in (1, 8, 16, 32, 64, 128):
+        side += -side % backbone.multiple
+        with suppress(Exception):  # as above
+            if all(feature.numel() for feature in _probe(backbone, (side, side), len(backbone.strides))):
+                return side
+    raise ZooError(f"backbone {backbone.name} fails on small images: use one such as {EXAMPLES}")
 
 
 def _check_strides(backbone: Backbone) -> None:
@@ -391,7 +408,7 @@ def _probe_size(multiple: int) -> Size:
 
 
 def _stride(size: Size, feature: Tensor) -> int | None:
-    """The power of two that `feature` is coarser than an image of `size`, whichever way it rounds; None if there is none."""
+    """The power of two by which `feature` is coarser than `size`, whichever way it rounds; None if there is none."""
     for stride in (1, 2, 4, 8, 16, 32, 64, 128):
         if all(n // stride <= m <= -(-n // stride) for n, m in zip(size, feature.shape[-2:], strict=True)):
             return stride
@@ -399,7 +416,7 @@ def _stride(size: Size, feature: Tensor) -> int | None:
 
 
 def _pad_valid_layers(model: nn.Module) -> None:
-    """Inception networks have unpadded 3x3 layers, whose maps are shifted and shrink to nothing: pad them (as smp does)."""
+    """Pad unpadded 3x3 layers, whose maps are shifted and shrink to nothing (smp does the same)."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
             layer.padding = (1, 1)

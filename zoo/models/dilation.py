@@ -7,31 +7,32 @@ LargeFOV network, for VGG; Chen et al., Rethinking Atrous Convolution (2017), se
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
 from zoo.errors import ZooError
 
 
-def dilate_vgg(model: nn.Module, output_stride: int) -> None:
+def dilate_vgg(model: Any, output_stride: int) -> None:
     """DeepLab's VGG: every pool 3x3 with padding 1, the last ones without stride, what follows them dilated.
 
     At a stride of 8 this is LargeFOV's trunk: 321x321 pixels give 41x41 features.
     """
     stride, rate = 1, 1
-    for index, layer in enumerate(model.features):  # type: ignore[arg-type]
+    for index, layer in enumerate(model.features):
         if isinstance(layer, nn.Conv2d):
             layer.dilation = layer.padding = (rate, rate)
         elif isinstance(layer, nn.MaxPool2d):
             keep = 2 * stride <= output_stride
             stride, rate = (2 * stride, rate) if keep else (stride, 2 * rate)
-            model.features[index] = nn.MaxPool2d(3, 2 if keep else 1, padding=1)  # type: ignore[index,operator]
+            model.features[index] = nn.MaxPool2d(3, 2 if keep else 1, padding=1)
 
 
-def dilate_densenet(model: nn.Module, output_stride: int) -> None:
+def dilate_densenet(model: Any, output_stride: int) -> None:
     """No pooling in the last transition(s); the 3x3 convolutions of the dense blocks after them dilated."""
     stride, rate = 4, 1
-    for name, layer in model.features.named_children():  # type: ignore[union-attr,operator]
+    for name, layer in model.features.named_children():
         if name.startswith("transition"):
             if 2 * stride <= output_stride:
                 stride *= 2
@@ -42,13 +43,13 @@ def dilate_densenet(model: nn.Module, output_stride: int) -> None:
             _set_dilation(layer, rate)
 
 
-CONVERTERS: dict[str, Callable[[nn.Module, int], None]] = {"vgg": dilate_vgg, "densenet": dilate_densenet}
+CONVERTERS: dict[str, Callable[[Any, int], None]] = {"vgg": dilate_vgg, "densenet": dilate_densenet}
 
 
 def dilate_first_blocks(
-    name: str, model: nn.Module, output_stride: int, full: bool, multi_grid: Sequence[int] | None
+    name: str, model: Any, output_stride: int, full: bool, multi_grid: Sequence[int] | None
 ) -> None:
-    """Give the first block of every dilated stage the stage's own rate; multiply the last stage's rates by `multi_grid`.
+    """Give the first block of a dilated stage the stage's own rate; multiply the last stage's rates by `multi_grid`.
 
     timm and torchvision leave that block at the rate of the stage before it. All conventions have the same parameters,
     so the wrong one loads silently: a PSPNet-50's last features are then off by a quarter.
@@ -64,9 +65,9 @@ def dilate_first_blocks(
             if full and rate > 1:
                 _set_dilation(stage, rate)
         if multi_grid is not None:
-            _apply_multi_grid(name, model.layer4, rates[-1], multi_grid)  # type: ignore[arg-type]
+            _apply_multi_grid(name, model.layer4, rates[-1], multi_grid)
     elif hasattr(model, "blocks") and multi_grid is None:
-        for stage in model.blocks:  # type: ignore[union-attr]
+        for stage in model.blocks:
             rate = max((conv.dilation[0] for conv in _spatial_convolutions(stage)), default=1)
             if rate > 1:
                 _set_dilation(stage, rate)
@@ -77,7 +78,9 @@ def dilate_first_blocks(
 
 def _apply_multi_grid(name: str, stage: Sequence[nn.Module], rate: int, factors: Sequence[int]) -> None:
     if len(factors) != len(stage):
-        raise ZooError(f"multi_grid {list(factors)} has {len(factors)} factors, {name}'s last stage {len(stage)} blocks")
+        raise ZooError(
+            f"multi_grid {list(factors)} has {len(factors)} factors, {name}'s last stage {len(stage)} blocks"
+        )
     for block, factor in zip(stage, factors, strict=True):
         _set_dilation(block, rate * factor)
 
