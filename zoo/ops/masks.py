@@ -83,14 +83,14 @@ def boxes(rles: Sequence[Rle]) -> NDArray[np.float32]:
     """Tight boxes (N,4), x0, y0, x1, y1 with exclusive right and bottom edges; 0, 0, 0, 0 for an empty mask."""
     result = np.zeros((len(rles), 4), dtype=np.float32)
     for box, rle, counts in zip(result, rles, unpack(rles), strict=True):
-        height = int(rle["size"][0])
-        edges = np.cumsum(counts[: len(counts) // 2 * 2])
-        if not len(edges):
+        runs: Counts = np.cumsum(counts[: len(counts) // 2 * 2]).reshape(-1, 2)
+        runs = runs[runs[:, 0] < runs[:, 1]] - [0, 1]  # first and last pixel of each run of ones
+        if not len(runs):
             continue
-        (x_first, y_first), (x_last, y_last) = np.divmod(edges[0::2], height), np.divmod(edges[1::2] - 1, height)
-        wraps = bool((x_first < x_last).any())  # a run that goes on in the next column touches the top and the bottom
-        y0, y1 = (0, height) if wraps else (y_first.min(), y_last.max() + 1)
-        box[:] = x_first.min(), y0, x_last.max() + 1, y1
+        x, y = np.divmod(runs, int(rle["size"][0]))
+        wraps = bool((x[:, 0] < x[:, 1]).any())  # goes on in the next column: touches the top and the bottom
+        y0, y1 = (0, rle["size"][0]) if wraps else (y.min(), y.max() + 1)
+        box[:] = x[0, 0], y0, x[-1, 1] + 1, y1
     return result
 
 
@@ -190,13 +190,15 @@ def paste(
 
 def _paste_detectron2(grids: Tensor, boxes: Tensor, size: Size, threshold: float) -> list[Crop]:
     height, width = size
+    # Outside the box a pixel still takes a share of the border cells, up to half a cell away.
+    reach = (boxes[:, 2:] - boxes[:, :2]) / torch.tensor(grids.shape[:0:-1]) / 2 + 1
+    starts = (boxes[:, :2] - reach).floor().long().clamp(min=0).tolist()
+    ends = (boxes[:, 2:] + reach).ceil().long().tolist()
     crops = []
-    for grid, box in zip(grids, boxes, strict=True):
-        x0, y0, x1, y1 = box
-        left, top = max(int(x0.floor()) - 1, 0), max(int(y0.floor()) - 1, 0)
-        right, bottom = min(int(x1.ceil()) + 1, width), min(int(y1.ceil()) + 1, height)
-        xs = (torch.arange(left, max(right, left)) + 0.5 - x0) / (x1 - x0) * 2 - 1
-        ys = (torch.arange(top, max(bottom, top)) + 0.5 - y0) / (y1 - y0) * 2 - 1
+    for grid, (x0, y0, x1, y1), (left, top), (right, bottom) in zip(grids, boxes, starts, ends, strict=True):
+        right, bottom = max(min(right, width), left), max(min(bottom, height), top)
+        xs = (torch.arange(left, right) + 0.5 - x0) / (x1 - x0) * 2 - 1
+        ys = (torch.arange(top, bottom) + 0.5 - y0) / (y1 - y0) * 2 - 1
         where = torch.stack([xs[None].expand(len(ys), -1), ys[:, None].expand(-1, len(xs))], -1)
         values = F.grid_sample(grid[None, None], where[None], align_corners=False)[0, 0]
         crops.append(((values >= threshold).numpy(), left, top))
