@@ -214,7 +214,7 @@ def create_backbone(
     mean, std = _statistics(name, in_channels, mean, std, *statistics)
     indices: Sequence[int] = ()
     if isinstance(model, FeatureGetterNet):
-        model, indices = model.model, model.out_indices
+        model, indices = model.model, list(model.out_indices)  # type: ignore[assignment, call-overload]
         taps = taps or "getter"
     if output_stride < 32 and family in CONVERTERS:
         CONVERTERS[family](model, output_stride)
