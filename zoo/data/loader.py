@@ -1,13 +1,14 @@
 """Loaders whose order is arithmetic: which sample comes when depends on (seed, position), never on workers or ranks.
 
-Global sample n of a training run is sample ``permutation(seed, epoch)[n % length]`` of epoch ``n // length``. Step k takes
-samples ``k * batch_size`` to ``(k + 1) * batch_size - 1``; rank r of w takes every w-th of them. So a run goes on at any
-step by counting alone.
+Global sample n of a training run is sample ``permutation(seed, epoch)[n % length]`` of epoch ``n // length``. Step k
+takes samples ``k * batch_size`` to ``(k + 1) * batch_size - 1``; rank r of w takes every w-th of them. So a run goes on
+at any step by counting alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -83,7 +84,7 @@ def train_loader(
         ZooError: `batch_size` is no multiple of `world`.
     """
     sampler = TrainSampler(len(dataset), batch_size, seed, start_step, steps, rank, world)
-    return DataLoader(dataset, batch_sampler=sampler, **_shared(workers, seed))
+    return DataLoader(dataset, batch_sampler=sampler, **_shared(workers, seed))  # type: ignore[arg-type]
 
 
 def evaluation_loader(
@@ -91,10 +92,10 @@ def evaluation_loader(
 ) -> DataLoader[Batch]:
     """Batches of images rank, rank + world, ...: over all ranks each image exactly once, none repeated to fill up."""
     order = range(rank, len(dataset), world)
-    return DataLoader(dataset, batch_size, sampler=order, **_shared(workers, seed=0))
+    return DataLoader(dataset, batch_size, sampler=order, **_shared(workers, seed=0))  # type: ignore[arg-type]
 
 
-def _shared(workers: int, seed: int) -> dict[str, object]:
+def _shared(workers: int, seed: int) -> dict[str, Any]:
     return {
         "num_workers": workers,
         "collate_fn": Batch.collate,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from zoo.data.base import Dataset, Transform
 from zoo.errors import ZooError
@@ -86,8 +87,7 @@ class Scenes(Dataset):
         image, ids, labels = draw_scene(
             np.random.default_rng([self.world, _SPLITS.index(self.split), record]), self.size
         )
-        count = len(labels)
-        target = Panoptic(ids, labels, np.ones(count, np.float32), np.zeros(count, bool))
+        target = Panoptic(torch.from_numpy(ids), torch.from_numpy(labels))
         return Sample(image, target, record, self.size)
 
 
@@ -116,11 +116,10 @@ def draw_scene(rng: Rng, size: Size) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """One landscape.
 
     Returns:
-        image (H, W, 3) uint8; ids (H, W) int32 in 1..S; labels (S + 1,) int64, with labels[0] = 255 for the unused id 0.
+        image (H, W, 3) uint8; ids (H, W) int32 in 1..S; labels (S + 1,) int64, labels[0] = 255 for the unused id 0.
     """
-    height, width = size
     sun = float(rng.choice([-1.0, 1.0]))
-    horizon = float(rng.uniform(0.3, 0.5)) * height
+    horizon = float(rng.uniform(0.3, 0.5)) * size[0]
     stuff = _ground_plan(rng, size, horizon)
     image = _paint_ground(rng, stuff, horizon)
     things = _place_things(rng, size, horizon, sun)
@@ -240,8 +239,8 @@ def _tree(rng: Rng, sun: float) -> tuple[list[_Part], float]:
     parts = [_Part(np.array([(-0.14, 0), (0.14, 0), (0.1 + lean, 1), (-0.1 + lean, 1)]), trunk)]
     for centre_x, centre_y in ((-0.35, 1.05), (0.35, 1.1), (0.0, 1.5)):
         shift = rng.uniform(-0.08, 0.08, 2)
-        circle = _disk(rng.uniform(0.48, 0.6), rng.uniform(0.45, 0.55))
-        parts.append(_Part(circle + (centre_x + lean + shift[0], centre_y + shift[1]), crown))
+        radii = rng.uniform(0.48, 0.6), rng.uniform(0.45, 0.55)
+        parts.append(_Part(_disk(*radii, centre_x + lean + shift[0], centre_y + shift[1]), crown))
     return parts, 0.8
 
 
@@ -277,7 +276,7 @@ def _ball(rng: Rng, sun: float) -> tuple[list[_Part], float]:
     def sectors(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return _two(first, second, np.sin(3 * np.arctan2(y - 0.95, x) + turn)) * _round(x, y - 1, sun)
 
-    return [_Part(_disk(1.0, 1.0) + (0, 0.97), sectors)], 0.9
+    return [_Part(_disk(1.0, 1.0, 0.0, 0.97), sectors)], 0.9
 
 
 def _tent(rng: Rng, sun: float) -> tuple[list[_Part], float]:
@@ -327,9 +326,9 @@ def _balloon(rng: Rng, sun: float) -> tuple[list[_Part], float]:
     def weave(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return wicker * (1 + 0.3 * np.sin(40 * y))[..., None]
 
-    envelope = _disk(1.0, 1.12)
-    envelope[:, 0] *= np.where(envelope[:, 1] < 0, 1 + 0.45 * envelope[:, 1] / 1.12, 1)  # narrow towards the basket
-    return [_Part(_box(0.0, 0.0, 0.24, 0.42), weave), _Part(envelope + (0, 1.4), silk)], 0.0
+    envelope = _disk(1.0, 1.12, 0.0, 1.4)
+    envelope[:, 0] *= np.minimum(1, 1 + 0.4 * (envelope[:, 1] - 1.4))  # narrow towards the basket
+    return [_Part(_box(0.0, 0.0, 0.24, 0.42), weave), _Part(envelope, silk)], 0.0
 
 
 _THINGS: dict[int, tuple[float, Callable[[Rng, float], tuple[list[_Part], float]]]] = {
@@ -440,10 +439,10 @@ def _round(x: np.ndarray, y: np.ndarray, sun: float) -> np.ndarray:
     return (0.9 + 0.2 * sun * x + 0.2 * y - 0.15 * (x * x + y * y))[..., None]
 
 
-def _disk(half_width: float, half_height: float) -> np.ndarray:
-    """An ellipse around the origin as a polygon (32, 2)."""
+def _disk(half_width: float, half_height: float, x: float, y: float) -> np.ndarray:
+    """An ellipse around (x, y) as a polygon (32, 2)."""
     angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-    return np.stack([half_width * np.cos(angles), half_height * np.sin(angles)], axis=1)
+    return np.stack([x + half_width * np.cos(angles), y + half_height * np.sin(angles)], axis=1)
 
 
 def _box(x: float, y: float, half_width: float, height: float) -> np.ndarray:

@@ -39,7 +39,7 @@ class TrainTransform:
         crop: (H, W) or one number for both; None keeps the whole scaled image.
         scale: range of the factor, drawn uniformly. Below 0.5 the image is not smoothed before it shrinks.
         flip: probability of mirroring left and right.
-        color: probability of changing brightness, contrast and saturation by up to 30 % and the hue by up to 18 degrees.
+        color: probability of changing brightness, contrast and saturation by up to 30 %, the hue by up to 18 degrees.
         rotate: largest angle in degrees, either way.
         elastic: spread, in pixels of the crop, of the random displacements on a 3x3 grid of Ronneberger et al. 2015,
             section 3.1 (10 in the paper); bicubic in between.
@@ -160,7 +160,7 @@ def _rotation(angle: float) -> Array:
 
 def _warp_target(target: Target, warp: Warp) -> Target:
     if isinstance(target, Semantic):
-        return Semantic(warp.labels(target.labels.numpy(), VOID))
+        return Semantic(torch.from_numpy(warp.labels(target.labels.numpy(), VOID)))
     if isinstance(target, Panoptic):
         return _warp_panoptic(target, warp)
     return _warp_instances(target, warp)
@@ -173,7 +173,7 @@ def _warp_panoptic(target: Panoptic, warp: Warp) -> Panoptic:
     present[0] = True
     number = (np.cumsum(present) - 1).astype(np.int32)
     keep = torch.from_numpy(present)
-    return Panoptic(number[ids], target.labels[keep], target.scores[keep], target.crowd[keep])
+    return Panoptic(torch.from_numpy(number[ids]), target.labels[keep], target.scores[keep], target.crowd[keep])
 
 
 def _warp_instances(target: Instances, warp: Warp) -> Instances:
@@ -199,8 +199,8 @@ def _warp_ids(ids: Array, warp: Warp) -> Array:
 def disjoint_layers(masks: Masks, chunk: int = 32) -> list[Array]:
     """N masks as few maps (H, W) int32: mask k is where one of them equals k + 1; masks of one map do not touch.
 
-    Each mask goes into the first map that is free where it lies, so that their number is about the depth of the overlap,
-    not N. Only `chunk` masks are dense at a time.
+    Each mask goes into the first map that is free where it lies, so that the number of maps follows the depth of the
+    overlap, not N. Only `chunk` masks are dense at a time.
     """
     layers: list[Array] = []
     boxes = masks.boxes().numpy().astype(int)
