@@ -117,20 +117,19 @@ class Metric(torchmetrics.Metric):
 
         The method of torchmetrics keeps a value computed before the merge, and puts the incoming rows first.
         """
+        updates = 1
+        states: Any = incoming_state
         if isinstance(incoming_state, torchmetrics.Metric):
             self._check_same(incoming_state)
-            self._update_count += incoming_state.update_count
-            incoming_state = incoming_state.metric_state
-        else:
-            self._update_count += 1
+            states, updates = incoming_state.metric_state, incoming_state.update_count
         for name in self._defaults:
+            mine, theirs = getattr(self, name), states[name]
             if name in self._row_types:
-                theirs: Tensor | list[Tensor] = incoming_state[name]
                 rows = [theirs] if isinstance(theirs, Tensor) else theirs
                 setattr(self, name, [self.table(name), *(row.to(self.device) for row in rows)])
             else:
-                total: Tensor = getattr(self, name)
-                setattr(self, name, total + incoming_state[name].to(self.device))
+                setattr(self, name, mine + theirs.to(self.device))
+        self._update_count += updates
         self._computed = None
 
     def _check_same(self, other: torchmetrics.Metric) -> None:

@@ -3,3 +3,7 @@
 from zoo.ops.argmax import argmax
 
 __all__ = ["argmax"]
+
+from zoo.ops.argmax import argmax
+
+__all__ = ["argmax"]
