@@ -1,8 +1,9 @@
 """Losses between logits (B,K,H,W) and labels (B,H,W), summed by configuration.
 
-Common to all: labels are integers, 0..K-1 or 255 for void; void pixels have no influence on value or gradient, and a batch
-without any labelled pixel gives 0 with gradient 0. Computed in float32 whatever the autocast (in float64 for float64 logits).
-Means are those of one process: distributed training averages them, which is a mean over processes, not over all pixels.
+Common to all: labels are integers, 0..K-1 or 255 for void; void pixels have no influence on value or gradient, and a
+batch without any labelled pixel gives 0 with gradient 0. Computed in float32 whatever the autocast (in float64 for
+float64 logits). Means are those of one process: distributed training averages them, which is a mean over processes and
+not over all pixels.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def cross_entropy(
 ) -> Tensor:
     """- w[y] log softmax(logits)[y], reduced to a scalar.
 
-    `reduction` divides the sum over labelled pixels by: "valid", the sum of their weights (without weights their number), which
-    is torch's mean; "all_pixels", the number of all pixels with void ones, which is mmsegmentation's default and shrinks with
-    the labelled fraction; "sum", 1 (FCN, Long et al., CVPR 2015). `class_weights` are K floats. `label_smoothing` in [0, 1) as
-    in torch.
+    `reduction` divides the sum over labelled pixels by: "valid", the sum of their weights (without weights their
+    number), which is torch's mean; "all_pixels", the number of all pixels with void ones, which is mmsegmentation's
+    default and shrinks with the labelled fraction; "sum", 1 (FCN, Long et al., CVPR 2015). `class_weights` are K
+    floats. `label_smoothing` in [0, 1) as in torch.
     """
     weights = _weights(class_weights, logits)
     losses = _per_pixel(logits, labels, weights, label_smoothing)
@@ -53,26 +54,28 @@ def ohem_cross_entropy(
     min_kept: int = 100_000,
     class_weights: Weights | None = None,
 ) -> Tensor:
-    """Cross-entropy over hard pixels: online hard example mining (Shrivastava et al., CVPR 2016, section 4) as segmentation
-    codes have it (Wu et al., "High-performance Semantic Segmentation Using Very Deep FCNs", 2016).
+    """Cross-entropy over hard pixels: online hard example mining (Shrivastava et al., CVPR 2016), on pixels as in Wu,
+    Shen & van den Hengel, "High-performance Semantic Segmentation Using Very Deep Fully Convolutional Networks", 2016.
 
-    Kept are labelled pixels whose true class has a probability below `threshold`, and at least the `min_kept` hardest of the
-    batch (all, if there are fewer). The mean is over kept pixels, by weight, so that the scale does not shrink as pixels
-    become easy; mmsegmentation divides by all pixels.
+    Kept are labelled pixels whose true class has a probability below `threshold`, and at least the `min_kept` hardest
+    of the batch (all, if there are fewer). The mean is over kept pixels, by weight, so that the scale does not shrink
+    as pixels become easy; mmsegmentation divides by all pixels.
     """
     if not 0 < threshold <= 1 or min_kept < 0:
         raise ZooError(f"OHEM needs a threshold in (0, 1] and min_kept >= 0, not {threshold} and {min_kept}")
-    hardness = _per_pixel(logits, labels).detach().masked_fill(labels == VOID, -1.0).flatten()
-    limit = hardness.new_tensor(-math.log(threshold))
-    wanted = min(min_kept, hardness.numel())
-    if wanted and int((hardness > limit).sum()) < wanted:
-        # Pixels as hard as the last one wanted are kept with it; 0 leaves out void, which has -1.
-        limit = hardness.kthvalue(hardness.numel() - wanted + 1).values.clamp(min=0.0)
-        kept = hardness >= limit
-    else:
-        kept = hardness > limit
-    chosen = torch.where(kept.view_as(labels), labels, VOID)
-    return cross_entropy(logits, chosen, class_weights=class_weights)
+    losses = _per_pixel(logits, labels)
+    kept = _hard(losses.detach().masked_fill(labels == VOID, -1.0), -math.log(threshold), min_kept)
+    weights = _weights(class_weights, logits)
+    return _reduce(_weighted(losses, labels, weights) * kept, torch.where(kept, labels, VOID), "valid", weights)
+
+
+def _hard(losses: Tensor, limit: float, min_kept: int) -> Tensor:
+    """Which losses (void: -1) exceed `limit`, or else are among the `min_kept` largest; ties with the last of them too."""
+    kept = losses > limit
+    wanted = min(min_kept, losses.numel())
+    if int(kept.sum()) >= wanted:
+        return kept
+    return losses >= losses.flatten().kthvalue(losses.numel() - wanted + 1).values.clamp(min=0.0)
 
 
 def focal(
@@ -82,7 +85,7 @@ def focal(
     reduction: str = "valid",
     class_weights: Weights | None = None,
 ) -> Tensor:
-    """- w[y] (1 - p)^gamma log p, p the softmax probability of the true class y (Lin et al., ICCV 2017, equations 4 and 5).
+    """- w[y] (1 - p)^gamma log p, p the softmax probability of the true class y (Lin et al., ICCV 2017, equation 5).
 
     `class_weights` are the paper's alpha; `reduction` as in `cross_entropy`. gamma = 0 is cross-entropy.
     """
@@ -92,18 +95,15 @@ def focal(
     losses = _per_pixel(logits, labels)
     # 1 - p without cancellation; the bound keeps the slope of a power below 1 finite where p = 1.
     wrong = (-torch.expm1(-losses)).clamp(min=torch.finfo(losses.dtype).tiny)
-    losses = wrong**gamma * losses
-    if weights is not None:
-        losses = losses * _weight_map(labels, weights)
-    return _reduce(losses, labels, reduction, weights)
+    return _reduce(_weighted(wrong**gamma * losses, labels, weights), labels, reduction, weights)
 
 
 def dice(logits: Tensor, labels: Tensor, smooth: float = 0.0) -> Tensor:
     """1 - the soft Dice coefficient of each class over the batch, averaged over the classes that occur in it.
 
     Dice = (2 sum p t + smooth) / (sum p + sum t + smooth), sums over labelled pixels, p the softmax, t one-hot truth
-    (Milletari et al., "V-Net", 3DV 2016, section 3, with plain instead of squared sums). segmentation_models.pytorch divides
-    by all K classes, absent ones counted 0.
+    (Milletari et al., "V-Net", 3DV 2016, section 3, with plain instead of squared sums in the denominator).
+    segmentation_models.pytorch divides by all K classes, absent ones counted 0.
     """
     probabilities, truth = _probabilities_and_truth(logits, labels)
     hit = torch.where(truth, probabilities, 0.0).sum((0, 2, 3))
@@ -116,7 +116,8 @@ def dice(logits: Tensor, labels: Tensor, smooth: float = 0.0) -> Tensor:
 
 def lovasz(logits: Tensor, labels: Tensor, per_image: bool = False) -> Tensor:
     """The Lovász-softmax loss (Berman et al., CVPR 2018, equation 11): a convex surrogate of 1 - IoU of each class,
-    averaged over the classes that occur, in the batch or, with `per_image`, in each image and then over images with labels.
+    averaged over the classes that occur, in the batch or, with `per_image`, in each image and then over the images
+    that have labels.
     """
     probabilities, truth = _probabilities_and_truth(logits, labels)
     groups = zip(probabilities[:, None], truth[:, None], strict=True) if per_image else [(probabilities, truth)]
@@ -142,10 +143,10 @@ def _lovasz_of_class(probabilities: Tensor, truth: Tensor) -> Tensor:
     truth = truth[order]
     missed = truth.cumsum(0)
     total = missed[-1]
-    union = total + torch.arange(1, len(truth) + 1, device=truth.device) - missed
-    # The steps of 1 - IoU as pixels go wrong one by one. As differences of the values themselves they would be noise in float32.
-    of_false = (total - missed) / (union.to(errors.dtype) * (union - 1).clamp(min=1))
-    return torch.dot(errors, torch.where(truth, 1 / union, of_false).to(errors.dtype))
+    union = (total + torch.arange(1, len(truth) + 1, device=truth.device) - missed).to(errors.dtype)
+    # The steps of 1 - IoU as pixels go wrong one by one, in closed form: differences of the values would be noise.
+    of_false = (total - missed) / (union * (union - 1).clamp(min=1))
+    return (errors * torch.where(truth, 1 / union, of_false)).sum()
 
 
 def _probabilities_and_truth(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +161,7 @@ def _precise(logits: Tensor) -> Tensor:
 
 
 def _per_pixel(logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every pixel (B,H,W), 0 on void. Not reduced in there: that kernel is not deterministic on CUDA."""
+    """Cross-entropy of every pixel (B,H,W), 0 on void. Reduced elsewhere: that kernel is not deterministic on CUDA."""
     return F.cross_entropy(
         _precise(logits),
         labels.long(),
@@ -187,7 +188,11 @@ def _weights(class_weights: Weights | None, logits: Tensor) -> Tensor | None:
         return None
     if len(class_weights) != logits.shape[1]:
         raise ZooError(f"{len(class_weights)} class weights for {logits.shape[1]} classes: give one per class")
-    return torch.as_tensor(class_weights, dtype=_precise(logits[:0]).dtype, device=logits.device)
+    return torch.as_tensor(class_weights, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+
+
+def _weighted(losses: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    return losses if weights is None else losses * _weight_map(labels, weights)
 
 
 def _weight_map(labels: Tensor, weights: Tensor) -> Tensor:
@@ -222,8 +227,8 @@ class WeightedLosses:
 def create_loss(terms: Mapping[str, float | Mapping[str, Any]]) -> WeightedLosses:
     """The losses of a configuration: each name in `LOSSES` with its weight, or with keyword arguments and a `weight`.
 
-    `{"cross_entropy": 1.0, "dice": {"weight": 0.5, "smooth": 1.0}}`. Raises ZooError for a name or keyword that is unknown,
-    naming the nearest.
+    `{"cross_entropy": 1.0, "dice": {"weight": 0.5, "smooth": 1.0}}`. Raises ZooError for a name or keyword that is
+    unknown, naming the nearest.
     """
     if not terms:
         raise ZooError(f"a loss needs at least one term: {', '.join(LOSSES)}")
@@ -245,9 +250,10 @@ def _term(name: str, given: float | Mapping[str, Any]) -> tuple[float, dict[str,
 
 
 def median_frequency_weights(pixels: ArrayLike) -> NDArray[np.float32]:
-    """Class weights (K,) from the labelled pixels of each class in each image, (N,K): median frequency / frequency, where the
-    frequency of a class is its share of the pixels of the images it occurs in (Eigen & Fergus, ICCV 2015, section 6.3.2; used by
-    SegNet and U-Net successors). A class that never occurs gets 0.
+    """Class weights (K,) from the labelled pixels of each class in each image, (N,K): median frequency / frequency.
+
+    The frequency of a class is its share of the pixels of the images it occurs in (Eigen & Fergus, ICCV 2015; SegNet).
+    A class that never occurs gets 0.
     """
     counts = np.asarray(pixels, dtype=np.float64)
     around = (counts.sum(1, keepdims=True) * (counts > 0)).sum(0)
@@ -261,7 +267,7 @@ def median_frequency_weights(pixels: ArrayLike) -> NDArray[np.float32]:
 def enet_weights(pixels: ArrayLike, c: float = 1.02) -> NDArray[np.float32]:
     """Class weights (K,) from the labelled pixels of each class, (K,) or (N,K): 1 / ln(c + share of all pixels).
 
-    Bounded by 1 / ln(c), 50.5 for the default (Paszke et al., "ENet", 2016, section 5.1).
+    Bounded by 1 / ln(c), 50.5 for the default (Paszke et al., "ENet", 2016).
     """
     counts = np.asarray(pixels, dtype=np.float64)
     counts = counts.reshape(-1, counts.shape[-1]).sum(0)

@@ -126,7 +126,7 @@ class SemanticMetric(Metric):
         """The bootstrap percentile interval (low, high) of the score `key` over images, at confidence `level`.
 
         Each replicate draws as many images as there are, with replacement, and computes the score of the data set they
-        form (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3). `key` is any name that
+        form (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). `key` is any name that
         `compute` gives but those per image. Replicates in which it is undefined are left out; (nan, nan) without
         images. On several processes every one must call it.
         """

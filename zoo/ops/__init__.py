@@ -3,7 +3,3 @@
 from zoo.ops.argmax import argmax
 
 __all__ = ["argmax"]
-
-from zoo.ops.argmax import argmax
-
-__all__ = ["argmax"]

@@ -1,8 +1,8 @@
 """The best class of every pixel: the step between logits and labels, where most of an evaluation's own time goes.
 
-`torch.argmax` over the first of three dimensions walks memory class by class for each pixel. Here classes are compared plane
-against plane, in blocks of rows that stay in the cache; all operations are plain vector ones. The same labels, 10 to 25 times
-faster on one thread.
+`torch.argmax` over the first of three dimensions walks memory class by class for each pixel. Here classes are compared
+plane against plane, in blocks of rows that stay in the cache; all operations are plain vector ones. The same labels,
+10 to 25 times faster on one thread.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _BLOCK = 1 << 16  # pixels: the best values so far (256 KiB) and two byte planes
 def argmax(logits: Tensor) -> Tensor:
     """Class of the highest logit: floating (K,H,W) or (B,K,H,W) -> uint8 (H,W) or (B,H,W) on the same device.
 
-    Equal logits give the first class, and a nan counts as the highest, both as in `torch.argmax`. Exact for every type;
-    the fast way is for float32 on the CPU with classes as planes, all else goes through torch. Raises ZooError for other
-    shapes and for more than 255 classes, because 255 is void.
+    Equal logits give the first class, and a nan counts as the highest, both as in `torch.argmax`. The fast way is for
+    float32 on the CPU with classes as planes; other types, devices and channels-last logits go through torch. Raises
+    ZooError for other shapes and for more than 255 classes, because 255 is void.
     """
     if logits.ndim not in (3, 4) or not 1 <= logits.shape[-3] <= 255:
         raise ZooError(f"logits are (K,H,W) or (B,K,H,W) with 1 to 255 classes, not {tuple(logits.shape)}")
