@@ -177,12 +177,14 @@ class SemanticModel(nn.Module):
 
 def stack_labels(batch: Batch) -> Tensor:
     """The batch's truth as uint8 labels (B, H, W) at the padded size; padding is void."""
-    if batch.targets is None:
-        raise ZooError("the batch has no targets: a loss needs the truth")
     labels = torch.full((len(batch), *batch.images.shape[-2:]), VOID, dtype=torch.uint8, device=batch.images.device)
-    for row, target in zip(labels, batch.targets, strict=True):
-        truth = target.semantic().labels
-        row[: truth.shape[0], : truth.shape[1]] = truth
+    targets = batch.targets or [None] * len(batch)
+    for row, target, size, image in zip(labels, targets, batch.sizes, batch.ids, strict=True):
+        if target is None:
+            raise ZooError(f"image {image} has no truth, which a loss needs")
+        if target.size != tuple(size):
+            raise ZooError(f"image {image} is {size} (height, width) but its truth {target.size}: transform both")
+        row[: size[0], : size[1]] = target.semantic().labels
     return labels
 
 

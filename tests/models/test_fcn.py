@@ -1,0 +1,37 @@
+"""FCN: counts, the auxiliary head, and backbones that cannot keep stride 8."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoo.errors import ZooError
+from zoo.models import create_model
+
+
+@pytest.mark.parametrize(("aux_weight", "expected"), [(0.5, 35_322_218), (0, 32_957_013)])
+def test_parameters_of_torchvision(aux_weight: float, expected: int) -> None:
+    model = create_model("fcn", 21, "resnet50", aux_weight=aux_weight)
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def test_features_keep_stride_8() -> None:
+    model = create_model("fcn", 2, "test_resnet").eval()
+    assert model.backbone.strides[-1] == 8
+    features = model.extract(torch.randn(1, 3, 65, 97))
+    assert model.decode(features, (65, 97)).shape == (1, 2, 9, 13)
+    assert [weight for weight, _ in model.auxiliary(features)] == [0.5]
+
+
+def test_no_auxiliary_head_without_weight() -> None:
+    model = create_model("fcn", 2, "test_resnet", aux_weight=0)
+    assert model.auxiliary(model.extract(torch.randn(1, 3, 64, 64))) == []
+    assert not any(key.startswith("aux") for key in model.state_dict())
+
+
+def test_a_backbone_that_cannot_dilate_is_refused_unless_coarse_is_asked_for() -> None:
+    with pytest.raises(ZooError, match=r"swin_tiny.*output stride of 8: use one that can \(resnet.*output_stride=32"):
+        create_model("fcn", 2, "swin_tiny_patch4_window7_224")
+    model = create_model("fcn", 2, "pvt_v2_b0", output_stride=32).eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 97, 130)).shape == (1, 2, 97, 130)
