@@ -70,7 +70,7 @@ def ohem_cross_entropy(
 
 
 def _hard(losses: Tensor, limit: float, min_kept: int) -> Tensor:
-    """Which losses (void: -1) exceed `limit`, or else are among the `min_kept` largest; ties with the last of them too."""
+    """Which losses (void: -1) exceed `limit`; if too few, the `min_kept` largest, with those equal to the last."""
     kept = losses > limit
     wanted = min(min_kept, losses.numel())
     if int(kept.sum()) >= wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,10 @@ def create_metric(task: str, classes: int | Sequence[str] | Sequence[Class], **o
     """The metric of a task ("semantic") over `classes`; `options` are those of its class."""
     if task not in METRICS:
         raise unknown("task with a metric", task, METRICS)
+    known = list(inspect.signature(METRICS[task]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of the {task} metric", option, known)
     return METRICS[task](classes, **options)
 
 

@@ -37,8 +37,7 @@ def count_pairs(truth: Tensor, prediction: Tensor) -> Pairs:
     On another device than the CPU this waits for it: the table of counts comes back.
     """
     if truth.device.type != "cpu":
-        codes = truth.flatten().int() * LABELS + prediction.flatten()
-        return _nonzero(torch.bincount(codes, minlength=LABELS * LABELS).cpu().numpy().reshape(LABELS, LABELS))
+        return _nonzero(_table(truth, prediction))
     t, p = truth.detach().numpy().ravel(), prediction.detach().numpy().ravel()
     if not t.size:
         return Pairs(*np.zeros((3, 0), np.int64))
@@ -53,6 +52,11 @@ def _runs(truth: Labels, prediction: Labels, changes: NDArray[np.bool_]) -> Pair
     """`changes` (n - 1,) says where a pixel's right neighbour has another pair."""
     last = np.append(np.flatnonzero(changes), truth.size - 1)
     return Pairs(truth[last].astype(np.int64), prediction[last].astype(np.int64), np.diff(last, prepend=-1))
+
+
+def _table(truth: Tensor, prediction: Tensor) -> Counts:
+    codes = truth.flatten().int() * LABELS + prediction.flatten()
+    return torch.bincount(codes, minlength=LABELS * LABELS).view(LABELS, LABELS).cpu().numpy()
 
 
 def _histogram(truth: Labels, prediction: Labels) -> Counts:
