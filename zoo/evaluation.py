@@ -1,0 +1,184 @@
+"""Measuring a model on a dataset: its scores, what it costs, what it looks like. Task-blind, like the engine."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.data.base import Dataset
+from zoo.data.loader import evaluation_loader
+from zoo.devices import Fabric, Stop
+from zoo.errors import ZooError
+from zoo.metrics import Metric
+from zoo.models.semantic import evaluating
+from zoo.report.visualize import panel, save_png
+from zoo.state import own_randomness
+from zoo.structures import VOID, Batch, Class, Instances, Panoptic, Semantic
+
+Prediction = Semantic | Instances | Panoptic
+PICTURES = 8
+LATENCY_REPEATS = 5
+
+
+class Stopped(Exception):
+    """Evaluation was asked to stop."""
+
+
+def measure(
+    fabric: Fabric,
+    model: Any,
+    dataset: Dataset,
+    metric: Metric,
+    batch_size: int = 1,
+    workers: int = 0,
+    stop: Stop | None = None,
+) -> dict[str, float]:
+    """The scores of `model` (bare, on the fabric's device) on every image of `dataset`, each exactly once.
+
+    Collective: every process takes its share of the images and gets the scores of all; `metric` is left filled, for
+    `metric.rows()`. Training is not disturbed: modes and random numbers are afterwards what they were.
+
+    Raises:
+        ZooError: the model and the dataset have no class in common, or an image has no truth.
+        Stopped: `stop` was requested.
+    """
+    rename = renaming(model.classes, dataset.classes)
+    metric.to(fabric.device).reset()
+    loader = evaluation_loader(dataset, batch_size, workers, fabric.global_rank, fabric.world_size)
+    with evaluating(model), own_randomness(fabric.device):
+        for batch in loader:
+            if batch.targets is None:
+                raise ZooError(f"{dataset.title} {dataset.split} has no truth to evaluate against")
+            batch = batch.to(fabric.device)
+            with fabric.autocast():
+                predictions = model.predict(batch)
+            metric.update([rename(p) for p in predictions], batch.targets, batch.ids)
+            if stop is not None and stop.requested:
+                raise Stopped
+    scores = metric.compute()
+    seen = metric.rows()[0].tolist()
+    if seen != list(range(len(dataset))):
+        raise RuntimeError(f"evaluation saw {len(seen)} images of {len(dataset)}, or some twice")
+    return scores
+
+
+def renaming(own: Sequence[Class], wanted: Sequence[Class]) -> Callable[[Any], Any]:
+    """A function from predictions in classes `own` to predictions in classes `wanted`, matched by name.
+
+    What is predicted as a class that is not wanted becomes void (semantic, panoptic) or is dropped (instance).
+    ZooError if no name is common.
+    """
+    names = [c.name for c in wanted]
+    if [c.name for c in own] == names:
+        return lambda prediction: prediction
+    lookup = [names.index(c.name) if c.name in names else -1 for c in own]
+    if max(lookup) < 0:
+        raise ZooError(
+            f"the model and the dataset have no class in common: {_some(own)} against {_some(wanted)}; "
+            f"train with classes=dataset.classes, or rename the dataset's (dataset.classes)"
+        )
+
+    def rename(prediction: Prediction) -> Prediction:
+        labels = prediction.labels
+        if isinstance(prediction, Instances):
+            new = torch.tensor(lookup, device=labels.device)[labels]
+            return replace(prediction[new >= 0], labels=new[new >= 0])
+        table = torch.full((VOID + 1,), VOID, device=labels.device)
+        table[: len(lookup)] = torch.tensor([VOID if i < 0 else i for i in lookup], device=labels.device)
+        new = table[labels.long()]
+        if isinstance(prediction, Semantic):
+            return replace(prediction, labels=new.to(labels.dtype))
+        return _without_void_segments(prediction, new)
+
+    return rename
+
+
+def _without_void_segments(prediction: Panoptic, labels: Tensor) -> Panoptic:
+    """`prediction` with new labels (S,), its segments that are void now merged into segment 0."""
+    keep = labels != VOID
+    keep[0] = True
+    ids = torch.where(keep, keep.cumsum(0) - 1, 0)[prediction.ids.long()]
+    areas = None if prediction.areas is None else prediction.areas[keep]
+    return Panoptic(ids, labels[keep], prediction.scores[keep], prediction.crowd[keep], areas)
+
+
+def _some(classes: Sequence[Class]) -> str:
+    names = [c.name for c in classes]
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def cost(fabric: Fabric, model: Any, dataset: Dataset) -> dict[str, Any]:
+    """What predicting the first image of `dataset` alone costs, all windows and views of the model included.
+
+    "parameters"; "flops" of one predict (2 per multiply-add; matrix products and convolutions as torch's
+    FlopCounterMode counts them); "latency_ms", the median of 5 after a warm-up; and what they hold for: "size",
+    "device", "precision".
+    """
+    batch = Batch.collate([dataset[0]]).to(fabric.device)
+
+    def predict() -> float:
+        start = time.perf_counter()
+        with fabric.autocast():
+            model.predict(batch)
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize(fabric.device)
+        return 1000 * (time.perf_counter() - start)
+
+    with evaluating(model), own_randomness(fabric.device):
+        # Compiled parts would hide their operations from the counter.
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            predict()
+        predict()
+        latency = statistics.median(predict() for _ in range(LATENCY_REPEATS))
+    is_cuda = fabric.device.type == "cuda"
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": counter.get_total_flops(),
+        "latency_ms": latency,
+        "size": list(batch.sizes[0]),
+        "device": torch.cuda.get_device_name(fabric.device) if is_cuda else fabric.device.type,
+        "precision": getattr(fabric.strategy.precision, "precision", "32-true"),
+    }
+
+
+def save_pictures(fabric: Fabric, model: Any, dataset: Dataset, folder: Path) -> None:
+    """Panels of up to 8 images, evenly spaced over `dataset` and so the same for every model, as PNG in `folder`."""
+    rename = renaming(model.classes, dataset.classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    with evaluating(model), own_randomness(fabric.device):
+        for index in sorted(set(np.linspace(0, len(dataset) - 1, PICTURES).round().astype(int).tolist())):
+            sample = dataset[index]
+            assert sample.target is not None  # or measure() would have refused
+            with fabric.autocast():
+                prediction = rename(model.predict(Batch.collate([sample]).to(fabric.device))[0]).to("cpu")
+            picture = panel(sample.image, sample.target, prediction, dataset.classes, dataset.name(index))
+            save_png(folder / f"{index:06d}_{re.sub(r'[^A-Za-z0-9._-]', '_', dataset.name(index))}.png", picture)
+
+
+def save_statistics(metric: Metric, path: Path) -> None:
+    """Per-image sufficient statistics: arrays "ids" (N,) and "statistics" (N, ...); collective, rank 0 writes."""
+    ids, rows = metric.rows()
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        with path.open("wb") as file:
+            np.savez_compressed(file, ids=ids.cpu().numpy(), statistics=rows.cpu().numpy())
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory so far in MiB: of torch on a GPU since its last reset, of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
