@@ -83,7 +83,7 @@ def boxes(rles: Sequence[Rle]) -> NDArray[np.float32]:
     """Tight boxes (N,4), x0, y0, x1, y1 with exclusive right and bottom edges; 0, 0, 0, 0 for an empty mask."""
     result = np.zeros((len(rles), 4), dtype=np.float32)
     for box, rle, counts in zip(result, rles, unpack(rles), strict=True):
-        runs: Counts = np.cumsum(counts[: len(counts) // 2 * 2]).reshape(-1, 2)
+        runs: Any = np.cumsum(counts[: len(counts) // 2 * 2]).reshape(-1, 2)
         runs = runs[runs[:, 0] < runs[:, 1]] - [0, 1]  # first and last pixel of each run of ones
         if not len(runs):
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import ZooError
-from zoo.structures import VOID, Class, Instances, Panoptic, Semantic, Size, Target
+from zoo.structures import VOID, Class, Instances, Panoptic, Target
 
 Picture = NDArray[np.uint8]
 Color = tuple[int, int, int]
@@ -29,7 +29,7 @@ WRONG: dict[str, Color] = {
     "extra": (255, 185, 0),
 }
 NONE = -1  # the class of pixels no segment covers
-INK, PAPER, SHADE = (35, 35, 35), (255, 255, 255), (70, 70, 70)
+INK, PAPER, STRIPE = (35, 35, 35), (255, 255, 255), (100, 100, 100)
 TILE = (240, 720)  # pixels: smaller tiles are enlarged to the first, larger ones shrunk to the second
 GAP, LINE, FONT, FONT_SIZE = 6, 22, cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
@@ -52,6 +52,10 @@ class _Segments:
     def striped_map(self) -> NDArray[np.bool_]:
         """(H,W): void, where it is not the same as nothing, and crowds."""
         return self.striped[self.ids]
+
+    def enlarged(self, times: int) -> _Segments:
+        """The same with every pixel a square of `times` pixels."""
+        return replace(self, ids=_enlarge(self.ids, times))
 
 
 def draw(
@@ -90,8 +94,8 @@ def panel(
     share = (kinds[counted] >= 0).mean() if counted.any() else 0.0
 
     grow = max(1, -(-TILE[0] // max(picture.shape[:2])))
-    picture = cv2.resize(picture, None, fx=grow, fy=grow, interpolation=cv2.INTER_LINEAR)
-    true.ids, predicted.ids, kinds = (x.repeat(grow, 0).repeat(grow, 1) for x in (true.ids, predicted.ids, kinds))
+    picture = _resize(picture, grow, cv2.INTER_LINEAR)
+    true, predicted, kinds = true.enlarged(grow), predicted.enlarged(grow), _enlarge(kinds, grow)
     tiles = {
         "image": picture,
         "truth": _overlay(picture, true, classes, alpha),
@@ -110,7 +114,7 @@ def save_png(path: str | Path, picture: Picture) -> None:
 
 
 def rgb(image: NDArray[Any]) -> Picture:
-    """An image (H,W,C) of any number of channels as (H,W,3) uint8: one or two are shown grey, of more the first three."""
+    """An image (H,W,C) of any number of channels as (H,W,3) uint8: one or two as grey, of more the first three."""
     image = image[..., :1].repeat(3, -1) if image.shape[-1] < 3 else image[..., :3]
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
@@ -150,20 +154,18 @@ def _segments(target: Target, classes: Sequence[Class], min_score: float) -> _Se
     if isinstance(target, Instances):
         return _of_instances(target, min_score)
     if isinstance(target, Panoptic):
-        ids, labels = target.ids.numpy(), target.labels.numpy().copy()
-        things = np.array([label < len(classes) and classes[label].thing for label in labels])
-        striped = target.crowd.numpy().copy()
-    else:
-        ids = (target.labels.numpy() + np.uint8(1)).astype(np.int32)  # 255 + 1 is 0 again: void
-        labels = np.arange(-1, VOID)
-        things = striped = np.zeros(len(labels), dtype=bool)
-        striped = striped.copy()
-    labels[0], striped[0] = NONE, True
-    return _Segments(ids, labels, things, striped)
+        labels = np.concatenate([[NONE], target.labels.numpy()[1:]])
+        things = np.array([0 <= label < len(classes) and classes[label].thing for label in labels])
+        striped = np.concatenate([[True], target.crowd.numpy()[1:]])
+        return _Segments(target.ids.numpy(), labels, things, striped)
+    ids = target.labels.numpy().astype(np.int32) + 1
+    ids[ids > VOID] = 0
+    labels = np.arange(NONE, VOID)
+    return _Segments(ids, labels, np.zeros(len(labels), dtype=bool), labels == NONE)
 
 
 def _of_instances(target: Instances, min_score: float) -> _Segments:
-    """Crowds lie lowest, above them what is surer hides what is less sure."""
+    """Crowds lie lowest; above them the surer hide the less sure."""
     scores, crowd = target.scores.numpy(), target.crowd.numpy()
     order = [int(i) for i in np.lexsort((scores, ~crowd)) if scores[i] >= min_score]
     ids = np.zeros(target.size, dtype=np.int32)
@@ -227,8 +229,8 @@ def _stripe(picture: Picture, where: NDArray[np.bool_]) -> None:
     """Darken `where` and draw diagonal stripes on it, in place."""
     y, x = np.indices(where.shape, sparse=True)
     light = where & ((x + y) % 8 < 2)
-    picture[where] //= 2
-    picture[light] = SHADE
+    picture[where] //= 3
+    picture[light] = STRIPE
 
 
 def _error_picture(picture: Picture, kinds: NDArray[np.int64], striped: NDArray[np.bool_]) -> Picture:
@@ -242,11 +244,20 @@ def _error_picture(picture: Picture, kinds: NDArray[np.int64], striped: NDArray[
 
 def _shrink(tile: Picture) -> Picture:
     factor = TILE[1] / max(tile.shape[:2])
-    return tile if factor >= 1 else cv2.resize(tile, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    return tile if factor >= 1 else _resize(tile, factor, cv2.INTER_AREA)
+
+
+def _resize(picture: Picture, factor: float, interpolation: int) -> Picture:
+    return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=interpolation), dtype=np.uint8)
+
+
+def _enlarge(ids: Any, times: int) -> Any:
+    return ids.repeat(times, 0).repeat(times, 1)
 
 
 def _row(tiles: dict[str, Picture], title: str | None) -> Picture:
-    height, width = next(iter(tiles.values())).shape[:2]
+    first = next(iter(tiles.values()))
+    height, width = first.shape[0], first.shape[1]
     top = LINE * (2 if title else 1) + GAP
     row = np.full((top + height, (width + GAP) * len(tiles) + GAP, 3), PAPER, dtype=np.uint8)
     if title:
@@ -267,25 +278,26 @@ def _entries(
     order = [int(i) for i in np.argsort(-pixels, kind="stable") if pixels[i]]
     entries = [(classes[i].name, classes[i].color) for i in order if i < len(classes)]
     if truth.striped_map.any():
-        entries.append(("void", SHADE))
+        entries.append(("void", STRIPE))
     return entries + [(name, color) for i, (name, color) in enumerate(WRONG.items()) if (kinds == i).any()]
 
 
 def _legend(entries: list[tuple[str, Color]], width: int) -> Picture:
     """Coloured squares with names, in as many lines as they need; (h,width,3)."""
-    places, left, line = [], GAP, 0
+    places: list[tuple[int, int]] = []
+    left, line = GAP, 0
     for name, _ in entries:
         needed = LINE + _text_width(name) + 2 * GAP
         if left > GAP and left + needed > width:
             left, line = GAP, line + 1
         places.append((left, line))
         left += needed
-    legend: Picture = np.full((LINE * (line + 1) + GAP, width, 3), PAPER, dtype=np.uint8)
-    for (name, color), (left, line) in zip(entries, places, strict=True):
-        top = GAP + line * LINE
-        cv2.rectangle(legend, (left, top), (left + 13, top + 13), color, cv2.FILLED)
-        cv2.rectangle(legend, (left, top), (left + 13, top + 13), INK, 1)
-        _write(legend, name, left + LINE - 2, top + 12)
+    legend = np.full((LINE * (line + 1) + GAP, width, 3), PAPER, dtype=np.uint8)
+    for (name, color), (x, y) in zip(entries, places, strict=True):
+        top = GAP + y * LINE
+        cv2.rectangle(legend, (x, top), (x + 13, top + 13), color, cv2.FILLED)
+        cv2.rectangle(legend, (x, top), (x + 13, top + 13), INK, 1)
+        _write(legend, name, x + LINE - 2, top + 12)
     return legend
 
 
