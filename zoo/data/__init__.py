@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.base import Dataset, Transform
+from zoo.data.camvid import CamVid
 from zoo.data.files import read_image, read_labels
+from zoo.data.folder import Folder
+from zoo.data.isbi2012 import ISBI2012
 from zoo.data.scenes import Scenes
+from zoo.data.voc import VOC
 from zoo.errors import unknown
 
 __all__ = ["DATASETS", "Dataset", "create_dataset", "list_datasets", "read_image", "read_labels"]
 
 DATASETS: dict[str, type[Dataset]] = {
+    "camvid": CamVid,
+    "folder": Folder,
+    "isbi2012": ISBI2012,
     "scenes": Scenes,
+    "voc": VOC,
 }
 
 
