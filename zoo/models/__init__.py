@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from zoo.errors import ZooError, unknown
 from zoo.models.backbone import OWN_BACKBONES, Backbone, create_backbone
@@ -48,7 +47,7 @@ def create_model(
     classes: int | Sequence[str] | Sequence[Class],
     backbone: str | Backbone | None = None,
     *,
-    pretrained: bool = False,
+    pretrained: bool | str | Path = False,
     in_channels: int = 3,
     output_stride: int | None = None,
     backbone_options: Mapping[str, Any] | None = None,
@@ -61,7 +60,7 @@ def create_model(
         classes: how many, their names, or a dataset's table.
         backbone: a timm name, the name of a paper's own encoder ("unet"), a built `Backbone`, or None for the
             model's natural one. The four arguments that follow build it and do not go with a built one.
-        pretrained: ImageNet weights for the backbone.
+        pretrained: timm's weights for the backbone, or a file that holds them.
         in_channels: channels of the images.
         output_stride: of the coarsest features; None is what the model asks for.
         backbone_options: more keyword arguments of `create_backbone` (dilation, multi_grid, mean, std, timm's own).
@@ -88,12 +87,12 @@ def create_model(
             "pretrained, in_channels, output_stride and backbone_options build a backbone by name; "
             "with a built one, give them to create_backbone"
         )
-    model: nn.Module = model_class(classes, backbone, **options)
+    model = model_class(classes, backbone, **options)
     model.header = {
         "name": name,
         "task": model.task,
         "classes": [{"name": c.name, "color": list(c.color), "thing": c.thing} for c in model.classes],
-        "backbone": _plain(backbone.config),
+        "backbone": backbone.config,  # the dict itself: imported weights may change mean and std
         "options": _plain({**known, **options}),
     }
     return model

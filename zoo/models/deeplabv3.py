@@ -150,7 +150,7 @@ def cascade(backbone: Backbone) -> list[nn.Module]:
         )
     grid = backbone.config.get("multi_grid") or [1] * len(stage)
     rate = 32 // backbone.strides[-1]
-    blocks = []
+    blocks: list[nn.Module] = []
     for _ in range(3):
         rate *= 2
         units = [deepcopy(stage[max(index, 1)]) for index in range(len(stage))]

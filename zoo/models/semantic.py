@@ -99,7 +99,7 @@ class SemanticModel(nn.Module):
 
     def segment(self, normalized: Tensor) -> Tensor:
         """Logits (B, K, H, W) of a normalised image (B, C, H, W)."""
-        size = normalized.shape[-2:]
+        size = (normalized.shape[-2], normalized.shape[-1])
         return resize(self.decode(self.extract(normalized), size), size, self.align_corners)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -108,14 +108,16 @@ class SemanticModel(nn.Module):
         "auxiliary" is the sum over the auxiliary heads. Every trainable parameter is in the graph of the first term.
         """
         features = self.extract(self.backbone.normalize(batch.images, batch.sizes))
-        size = batch.images.shape[-2:]
         labels = stack_labels(batch)
+        size = (labels.shape[1], labels.shape[2])
         terms = dict(self.criterion(resize(self.decode(features, size), size, self.align_corners), labels))
-        heads = self.auxiliary(features)
-        if heads:
-            losses = [self.criterion(resize(logits, size, self.align_corners), labels) for _, logits in heads]
-            weighted = [weight * sum(head.values()) for (weight, _), head in zip(heads, losses, strict=True)]
-            terms["auxiliary"] = torch.stack(weighted).sum()
+        auxiliary = [
+            weight * term
+            for weight, logits in self.auxiliary(features)
+            for term in self.criterion(resize(logits, size, self.align_corners), labels).values()
+        ]
+        if auxiliary:
+            terms["auxiliary"] = torch.stack(auxiliary).sum()
         first = next(iter(terms))
         terms[first] = join(terms[first], self.parameters())
         return terms

@@ -97,7 +97,7 @@ class UNet(SemanticModel):
             self.decoder = SkipDecoder(backbone, decoder_channels, interpolation, with_center, attention)
             self.head = nn.Conv2d(decoder_channels[-1], len(self.classes), kernel_size=3, padding=1)
             nn.init.xavier_uniform_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def extract(self, normalized: Tensor) -> list[Tensor]:
         """Features of the image, mirrored at its borders where the convolutions are valid."""
