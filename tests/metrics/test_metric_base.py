@@ -26,7 +26,7 @@ def metric_of(*ids: int) -> SemanticMetric:
 
 
 def gather(metrics: list[SemanticMetric]) -> None:
-    """Make the first of several metrics see all, as a process group would, which needs tensors of one kind from each."""
+    """Make the first of several metrics see all, as a process group would: it needs tensors of one kind from each."""
     offered: list[list[Tensor]] = []
     for metric in metrics[1:]:
         tensors: list[Tensor] = []

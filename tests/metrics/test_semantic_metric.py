@@ -29,7 +29,7 @@ def blobs(rng: np.random.Generator, size: tuple[int, int], labels: list[int]) ->
 
 @pytest.fixture(scope="module")
 def scenes() -> tuple[Maps, Maps]:
-    """Predictions and truths of 7 images. Class 3 is only predicted, class 4 never occurs; some predictions are no class."""
+    """Predictions and truths of 7 images. Class 3 is only predicted, class 4 is not; some predictions are no class."""
     rng = np.random.default_rng(0)
     sizes = [(int(h), int(w)) for h, w in rng.integers(20, 50, (7, 2))]
     truths = [blobs(rng, size, [0, 1, 2, VOID]) for size in sizes]
