@@ -17,7 +17,7 @@ from functools import cache
 from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -214,7 +214,7 @@ def create_backbone(
     mean, std = _statistics(name, in_channels, mean, std, *statistics)
     indices: Sequence[int] = ()
     if isinstance(model, FeatureGetterNet):
-        model, indices = model.model, list(model.out_indices)  # type: ignore[assignment, call-overload]
+        model, indices = model.model, tuple(cast(Any, model.out_indices))
         taps = taps or "getter"
     if output_stride < 32 and family in CONVERTERS:
         CONVERTERS[family](model, output_stride)

@@ -1,0 +1,146 @@
+"""Weights, ours and foreign: `load` builds the model a checkpoint describes, `load_weights` fills a model of yours.
+
+One file per source, each with `recognizes(state)` and `recipe(state, ...)`, a pure function from a state dict to the
+model it describes and the weights under that model's names.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zoo import checkpoint
+from zoo.errors import ZooError
+from zoo.weights import ours, smp, torchvision
+from zoo.weights.fitting import fit_state, head_keys
+from zoo.weights.recipe import Recipe
+
+SOURCES: dict[str, Any] = {"torchvision": torchvision, "smp": smp}
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+def load(weights: str | Path | Mapping[str, Any], **options: Any) -> Any:
+    """The model that a checkpoint describes, with its weights, in evaluation mode.
+
+    Args:
+        weights: a file (.ckpt, .pt, .pth, .safetensors), a folder as smp's `save_pretrained` writes it, or what such
+            a file holds. Ours, torchvision's FCN and DeepLabV3, smp's Unet and DeepLabV3.
+        options: what the checkpoint cannot tell, or should be otherwise: `classes` (their names), the model's own
+            options (`align_corners`, `rates`, `flip`, `window`, ...), the backbone's (`output_stride`, `dilation`,
+            `mean`, `std`), `backbone` (timm's name of an smp `tu-` encoder).
+
+    What was assumed from the source's convention is printed, and kept in `model.provenance`.
+
+    Raises:
+        ZooError: a file that is damaged, unknown or unsafe; keys that do not fit; an unknown option.
+    """
+    content, config, where = _open(weights)
+    found = _recipe(content, config, options.get("backbone"), where).override(options)
+    model = found.build()
+    fit_state(model, found.state, where)
+    model.provenance = {"source": found.source, "file": where, "assumed": found.assumed}
+    if found.assumed:
+        listed = ", ".join(f"{key}={value}" for key, value in found.assumed.items())
+        print(f"{where}: {found.source}'s {found.name} on {found.backbone['name']}; assumed {listed}", file=sys.stderr)
+    return model.eval()
+
+
+def load_weights(model: Any, weights: str | Path | Mapping[str, Any], skip_head: bool = False) -> None:
+    """Fill `model` with a checkpoint's weights: all of them, or none and an error.
+
+    Args:
+        weights: as in `load`, or a bare state dict of such a model.
+        skip_head: leave alone what depends on the number of classes.
+
+    Foreign weights bring their mean and std. Where the model is set up otherwise than their source is (dilation,
+    align_corners, ...), that is printed: such a model has the weights, not the predictions.
+
+    Raises:
+        ZooError: a table of every key that is missing, unexpected or of another shape; `model` is as it was.
+    """
+    content, config, where = _open(weights)
+    if set(content) & set(model.state_dict()) and not ours.recognizes(content):
+        fit_state(model, content, where, head_keys(model) if skip_head else ())
+        return
+    found = _recipe(content, config, model.backbone.name, where)
+    fit_state(model, found.state, where, head_keys(model) if skip_head else ())
+    model.provenance = {"source": found.source, "file": where, "assumed": found.assumed}
+    backbone = found.backbone
+    if "mean" in backbone and len(backbone["mean"]) == len(model.backbone.config["mean"]):
+        model.backbone.set_statistics(backbone["mean"], backbone["std"])
+        model.header["backbone"] |= {"mean": backbone["mean"], "std": backbone["std"]}
+    if found.source != "zoo":
+        _print_differences(model, found, where)
+
+
+def build(file: Mapping[str, Any]) -> Any:
+    """The model of a checkpoint of ours, as `zoo.checkpoint.read` gives it, with its weights, in evaluation mode."""
+    return load(file)
+
+
+def _open(weights: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The content of a checkpoint, unwrapped down to a state dict if it is foreign; the config beside it; its name."""
+    config: dict[str, Any] = {}
+    where = "the state dict"
+    if isinstance(weights, (str, Path)):
+        path = Path(weights)
+        where = str(path)
+        if path.is_dir():
+            path, config = _open_folder(path)
+        weights = checkpoint.read(path)
+    content = dict(weights)
+    if ours.recognizes(content):
+        return content, config, where
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            content = dict(content[key])
+            break
+    for prefix in _PREFIXES:
+        if content and all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    others = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if not content or others:
+        found = f"{others[0]!r}, which is no tensor" if others else "nothing"
+        raise ZooError(f"{where} is not a state dict: it holds {found} (looked inside {', '.join(_WRAPPERS)})")
+    return content, config, where
+
+
+def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights and the config of a folder written by smp's `save_pretrained`."""
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if not files or not (folder / "config.json").is_file():
+        raise ZooError(
+            f"folder {folder} is no checkpoint: it needs config.json and model.safetensors, or name the file"
+        )
+    try:
+        return files[0], json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ZooError(f"{folder / 'config.json'} is not JSON: {error}") from error
+
+
+def _recipe(content: dict[str, Any], config: dict[str, Any], backbone: str | None, where: str) -> Recipe:
+    if ours.recognizes(content):
+        return ours.recipe(content)
+    for source in SOURCES.values():
+        if source.recognizes(content):
+            return source.recipe(content, config, backbone)
+    some = ", ".join(list(content)[:3])
+    raise ZooError(
+        f"{where} is of no known layout (keys such as {some}): ours, {' and '.join(SOURCES)} load; weights of a "
+        "backbone alone go to backbone.pretrained=FILE"
+    )
+
+
+def _print_differences(model: Any, found: Recipe, where: str) -> None:
+    mine = {**model.backbone.config, **getattr(model, "header", {}).get("options", {})}
+    theirs = {key: value for key, value in found.assumed.items() if key in mine and mine[key] != value}
+    if theirs:
+        listed = ", ".join(f"{key}={value} (here {mine[key]})" for key, value in theirs.items())
+        print(f"{where}: {found.source}'s {found.name} has {listed}", file=sys.stderr)

@@ -1,0 +1,188 @@
+"""segmentation_models_pytorch: Unet and DeepLabV3, on its ResNet, VGG and DenseNet encoders or any of timm's (`tu-`).
+
+The state dict does not say: that images are normalised with ImageNet's mean and std (`tu-`: timm's), that DeepLabV3's
+logits are resized with aligned corners, that its encoder keeps stride 8 (16 has the same keys) with every block of a
+dilated stage dilated (`tu-`: not the first), and that its rates are 12, 24, 36 at any stride. A config.json beside the
+weights, as `save_pretrained` writes it, says some of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from zoo.errors import ZooError
+from zoo.models.backbone import create_backbone
+from zoo.weights.encoders import first_convolution, name_encoder
+from zoo.weights.recipe import Recipe
+
+# Its other decoders, by a key that only they have.
+OTHERS = {
+    "decoder.blocks.x_0_0.conv1.0.weight": "Unet++",
+    "decoder.center.query_conv": "MAnet",
+    "decoder.pab.": "MAnet",
+    "decoder.blocks.0.block.0.0.weight": "Linknet",
+    "decoder.p5.weight": "FPN",
+    "decoder.psp.blocks.": "PSPNet",
+    "decoder.fpn_lateral_blocks.": "UPerNet",
+    "decoder.feature_norms.": "UPerNet",
+    "decoder.mlp_stage.": "Segformer",
+    "decoder.aspp.0.convs.": "DeepLabV3+",
+    "decoder.fpa.": "PAN",
+    "decoder.projection_blocks.": "DPT",
+    "decoder.reassemble_blocks.": "DPT",
+}
+LOADABLE = "its Unet and DeepLabV3 load"
+
+
+def recognizes(state: Mapping[str, Any]) -> bool:
+    """Whether the keys are those of an smp model."""
+    return all(any(key.startswith(part) for key in state) for part in ("encoder.", "decoder.", "segmentation_head."))
+
+
+def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, backbone: str | None = None) -> Recipe:
+    """What an smp state dict describes.
+
+    Args:
+        config: the content of config.json beside the weights, if there is one.
+        backbone: timm's name of a `tu-` encoder, which keys cannot tell.
+
+    Raises:
+        ZooError: another decoder, an encoder that is not known, or an option that has no counterpart here.
+    """
+    config = config or {}
+    state = _current_names(state)
+    for key, name in OTHERS.items():
+        if any(known.startswith(key) for known in state):
+            raise ZooError(f"smp's {name} is not in this zoo yet: {LOADABLE}")
+    encoder = _part(state, "encoder.")
+    stages, encoder, assumed = _describe_encoder(encoder, config, backbone)
+    if "decoder.aspp.convs.0.0.weight" in state:
+        name, options, heads = _deeplabv3(state, stages, config)
+        own = () if "encoder_output_stride" in config else ("output_stride",)
+        assumed |= {key: stages[key] for key in (*own, "dilation")} | {"align_corners": True}
+        assumed |= {} if "decoder_atrous_rates" in config else {"rates": options["rates"]}
+    elif "decoder.blocks.0.conv1.0.weight" in state:
+        name, options, heads = _unet(state, stages, config)
+        assumed |= {} if "decoder_interpolation" in config else {"interpolation": options["interpolation"]}
+    else:
+        raise ZooError(f"this decoder of smp is not known here: {LOADABLE}")
+    if any(key.startswith("classification_head.") for key in state):
+        assumed["classification_head"] = "left out"
+    return Recipe(
+        source="smp",
+        name=name,
+        classes=state["segmentation_head.0.weight"].shape[0],
+        backbone=stages,
+        options=options,
+        state={**{f"backbone.model.{key}": value for key, value in encoder.items()}, **heads},
+        assumed=assumed,
+    )
+
+
+def _unet(
+    state: Mapping[str, Tensor], stages: dict[str, Any], config: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    widths: list[int] = []
+    while f"decoder.blocks.{len(widths)}.conv2.0.weight" in state:
+        widths.append(state[f"decoder.blocks.{len(widths)}.conv2.0.weight"].shape[0])
+    if len(widths) != 5:
+        raise ZooError(f"smp's Unet with encoder_depth={len(widths)} has no counterpart here: depth 5 loads")
+    if "decoder.blocks.0.conv1.1.running_mean" not in state:
+        raise ZooError("smp's Unet without batch norm in the decoder has no counterpart here")
+    stages["levels"] = 5
+    options = {
+        "decoder_channels": widths,
+        "center": "decoder.center.0.0.weight" in state,
+        "attention": "decoder.blocks.0.attention1.attention.cSE.1.weight" in state,
+        "interpolation": config.get("decoder_interpolation", "nearest"),
+    }
+    heads = {
+        f"decoder.{key.replace('.attention.', '.')}": value for key, value in _part(state, "decoder.").items()
+    } | _prefixed("head.", _part(state, "segmentation_head.0."))
+    return "unet", options, heads
+
+
+def _deeplabv3(
+    state: Mapping[str, Tensor], stages: dict[str, Any], config: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    if "decoder.aspp.convs.1.0.0.weight" in state:
+        raise ZooError(
+            "smp's DeepLabV3 with a separable ASPP has no counterpart here: decoder_aspp_separable=False loads"
+        )
+    stages["levels"] = 2
+    stages["output_stride"] = config.get("encoder_output_stride", 8)
+    options = {
+        "rates": list(config.get("decoder_atrous_rates", (12, 24, 36))),
+        "channels": state["decoder.conv.weight"].shape[0],
+        "dropout": config.get("decoder_aspp_dropout", 0.5),
+        "align_corners": True,
+        "aux_weight": 0.0,
+    }
+    places = {"aspp.": "0.", "conv.": "1.", "bn.": "2."}
+    heads = {
+        f"classifier.{ours}{key}": value
+        for theirs, ours in places.items()
+        for key, value in _part(state, f"decoder.{theirs}").items()
+    } | _prefixed("classifier.4.", _part(state, "segmentation_head.0."))
+    return "deeplabv3", options, heads
+
+
+def _describe_encoder(
+    encoder: Mapping[str, Tensor], config: Mapping[str, Any], backbone: str | None
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """Arguments of create_backbone, its weights under timm's names, and what was assumed."""
+    named = config.get("encoder_name", "")
+    if any(key.startswith("model.") for key in encoder):
+        name = backbone or named.removeprefix("tu-")
+        if not name:
+            raise ZooError(
+                "this is one of smp's timm encoders (`tu-`), and keys cannot tell which: zoo.load(x, backbone=NAME)"
+            )
+        renamed, in_channels = _timm_names(name, _part(encoder, "model."))
+        return {"name": name, "in_channels": in_channels, "dilation": "previous"}, renamed, {"mean and std": "timm's"}
+    name = name_encoder(encoder) or ""
+    if not name:
+        raise ZooError(
+            f"smp's encoder {named or 'in this checkpoint'} has no counterpart here: resnet*, resnext*, vgg*, "
+            "densenet* and timm's (`tu-`) load"
+        )
+    stem = first_convolution(encoder)
+    stages: dict[str, Any] = {"name": name, "in_channels": 3 if stem is None else stem.shape[1], "dilation": "full"}
+    assumed: dict[str, Any] = {}
+    if stages["in_channels"] == 3:
+        assumed = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
+    if name.startswith("densenet"):
+        stages["taps"] = "transition"
+    return {**stages, **assumed}, dict(encoder), assumed
+
+
+def _timm_names(name: str, encoder: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """From the names of timm's list wrapper (`stages_0.`), which smp uses, to those of the classifier (`stages.0.`)."""
+    with torch.random.fork_rng(devices=[]):
+        model = create_backbone(name, levels=5).model
+    ours = model.state_dict()
+    theirs = {key.replace(".", "_", 1) if key.split(".")[1].isdigit() else key: key for key in ours}
+    renamed = {key if key in ours else theirs.get(key, key): value for key, value in encoder.items()}
+    stem = next((key for key, value in ours.items() if value.ndim == 4), None)
+    return renamed, renamed[stem].shape[1] if stem in renamed else 3
+
+
+def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DeepLabV3's decoder was a Sequential once."""
+    if "decoder.0.convs.0.0.weight" not in state:
+        return dict(state)
+    old = {"decoder.0.": "decoder.aspp.", "decoder.1.": "decoder.conv.", "decoder.2.": "decoder.bn."}
+    return {old.get(key[:10], key[:10]) + key[10:]: value for key, value in state.items()}
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
