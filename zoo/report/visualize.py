@@ -227,7 +227,7 @@ def _outlines(segments: _Segments) -> NDArray[np.bool_]:
 
 def _stripe(picture: Picture, where: NDArray[np.bool_]) -> None:
     """Darken `where` and draw diagonal stripes on it, in place."""
-    y, x = np.indices(where.shape, sparse=True)
+    y, x = np.ogrid[: where.shape[0], : where.shape[1]]
     light = where & ((x + y) % 8 < 2)
     picture[where] //= 3
     picture[light] = STRIPE
