@@ -68,7 +68,7 @@ def _color(index: int) -> tuple[int, int, int]:
 def _tensor(value: Array, dtype: torch.dtype) -> Tensor:
     if isinstance(value, np.ndarray):  # torch takes neither negative strides nor, silently, read-only memory
         value = np.require(value, requirements=["C", "W"])
-    return torch.as_tensor(value).to(dtype)
+    return torch.as_tensor(value, dtype=dtype)
 
 
 def _each_tensor(x: T, function: Callable[[Any], Any]) -> T:
