@@ -132,7 +132,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
             raise incomplete(None, f"{self.title} needs root=", self.layout)
         path = self.root.joinpath(*parts)
         if not path.exists():
-            raise incomplete(self.root, f"{path.relative_to(self.root)} is missing", self.layout)
+            problem = f"{path.relative_to(self.root)} is missing" if parts else "there is no such folder"
+            raise incomplete(self.root, problem, self.layout)
         return path
 
     def _check_request(self, classes: Mapping[str, str | Sequence[str]] | None) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zoo.data.base import Dataset, Transform
 from zoo.data.files import IMAGE_SUFFIXES, Exif, incomplete, read_image, read_labels
 from zoo.data.legend import Names, read_legend
-from zoo.data.pairs import Files, Unpaired, complete, read_lines, to_sample, without_suffix
+from zoo.data.pairs import Files, complete, read_lines, to_sample, without_suffix
 from zoo.errors import ZooError, unknown
 from zoo.structures import VOID, Sample, Semantic
 
@@ -103,11 +103,11 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
         super().__init__(root, split, task, transform, seed)
 
     def index(self) -> list[tuple[Path, Path]]:
-        try:
-            return complete(*self.files())
-        except Unpaired as error:
-            hint = f"a mask is looked for as IMAGE{self.mask_suffix}; set mask_suffix= or image_suffix= for other names"
-            raise Unpaired(f"{self.root} {self.split}: {error}; {hint}", error.images, error.labels) from error
+        images, masks = self.files()
+        hint = (
+            f"the mask of IMAGE is looked for as IMAGE{self.mask_suffix}; mask_suffix= and image_suffix= say otherwise"
+        )
+        return complete(images, masks, hint)
 
     def files(self) -> tuple[Files, Files]:
         """All images and all masks of the split by the name they share, partners or not."""
@@ -197,7 +197,7 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
         if self.encoding == "binary" and path.suffix.lower() != ".npy":
             pixels = read_image(path, channels=None)
             pixels = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]  # without alpha
-            return (pixels > (127 if lossy else 0)).any(2).astype(np.uint8)
+            return np.asarray((pixels > (127 if lossy else 0)).any(2), np.uint8)
         labels = read_labels(path)
         return np.asarray(labels != 0, np.uint8) if self.encoding == "binary" else labels
 

@@ -21,27 +21,23 @@ Files = dict[str, Path]
 class Unpaired(ZooError):
     """Images without labels, labels without an image, or names of a list without either.
 
-    `images` and `labels` are all files by name, for those who want to go on with the rest.
+    `images` and `labels` are all files by name, for those who want to go on with the rest; `hint` is the way out.
     """
 
-    def __init__(self, problem: str, images: Files, labels: Files) -> None:
-        super().__init__(problem)
-        self.images, self.labels = images, labels
+    def __init__(self, problem: str, images: Files, labels: Files, hint: str) -> None:
+        super().__init__(f"{problem}: {hint}")
+        self.images, self.labels, self.hint = images, labels, hint
 
 
-def complete(images: Files, labels: Files) -> list[tuple[Path, Path]]:
+def complete(images: Files, labels: Files, hint: str = "add what is missing") -> list[tuple[Path, Path]]:
     """(image, labels) of every name, in the order of `images`.
 
     Raises:
         Unpaired: a name lacks one of the two, or a path does not exist.
     """
-    problems = [
-        f"{len(names)} {fault} (for instance {shown(names)})"
-        for fault, names in faults(images, labels).items()
-        if names
-    ]
+    problems = [f"{len(names)} {fault} ({shown(names)})" for fault, names in faults(images, labels).items() if names]
     if problems:
-        raise Unpaired("; ".join(problems), images, labels)
+        raise Unpaired("; ".join(problems), images, labels, hint)
     return [(image, labels[name]) for name, image in images.items()]
 
 
