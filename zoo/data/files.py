@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -106,19 +106,6 @@ def images_in(folder: Path) -> dict[str, Path]:
             raise ZooError(f"{folder}: {found[path.stem].name} and {path.name} share a name; keep one")
         found[path.stem] = path
     return found
-
-
-def pair(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[tuple[Path, Path]]:
-    """(image, label) of every name, in the order of `images`; a name without its partner is an error."""
-    for kind, names in (("label", images.keys() - labels.keys()), ("image", labels.keys() - images.keys())):
-        if names:
-            raise ZooError(f"{len(names)} file(s) without {kind}: {_some(names)}")
-    return [(image, labels[name]) for name, image in images.items()]
-
-
-def _some(names: Iterable[str], shown: int = 3) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:shown]) + (", ..." if len(ordered) > shown else "")
 
 
 def _open(path: Path) -> tuple[bytes, Image.Image]:

@@ -1,9 +1,9 @@
 """Little landscapes drawn on the fly: panoptic truth without a file, for first runs, demos and tests.
 
-A scene is a sky, often hills, grass, often a road, and two to seven things standing on the ground or floating in
+A scene is a sky, often hills, grass, often a road, and two to five things standing on the ground or floating in
 the air. Far things are drawn before near ones, so near ones hide them; each casts a shadow. Light, haze, noise and
-blur change from scene to scene. Things come in any hue and their colours overlap with those of the ground: the
-texture and the shape tell the classes apart, the colour alone does not.
+blur change from scene to scene. Each class has a range of colours and a texture; the ranges overlap (trees and
+grass, rocks and hills, tents and sky, balloons and roofs), so colour alone does not tell the classes apart.
 
 Everything about scene i of a split follows from ``(world, split, i)``; splits can share no scene.
 """
@@ -29,7 +29,7 @@ Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SKY, HILL, GRASS, ROAD, TREE, HOUSE, BALL, TENT, ROCK, BALLOON = range(10)
 LENGTHS = {"train": 2000, "val": 100, "test": 200}
 _SPLITS = ("train", "val", "test")
-_MIN_VISIBLE = 0.006
+_MIN_VISIBLE = 0.01
 """Share of the image below which a mostly hidden thing is left out: a speck would be scored like a thing."""
 
 
@@ -53,7 +53,7 @@ class Scenes(Dataset):
         Class("tree", (20, 100, 40), thing=True),
         Class("house", (190, 80, 60), thing=True),
         Class("ball", (250, 210, 50), thing=True),
-        Class("tent", (240, 130, 30), thing=True),
+        Class("tent", (60, 80, 200), thing=True),
         Class("rock", (90, 85, 85), thing=True),
         Class("balloon", (200, 60, 180), thing=True),
     )
@@ -166,7 +166,7 @@ def _paint_ground(rng: Rng, plan: np.ndarray, horizon: float) -> np.ndarray:
     height, width = plan.shape
     unit = min(height, width) / 96
     y = np.arange(height, dtype=np.float32)[:, None]
-    sky_hue, green = rng.uniform(0.5, 0.65), rng.uniform(0.2, 0.4)
+    sky_hue, green = rng.uniform(0.5, 0.65), rng.uniform(0.2, 0.34)
 
     towards = np.clip(y / horizon, 0, 1)[..., None]
     sky = _hsv(sky_hue, rng.uniform(0.3, 0.7), rng.uniform(0.7, 0.95)) * (1 - towards)
@@ -175,7 +175,7 @@ def _paint_ground(rng: Rng, plan: np.ndarray, horizon: float) -> np.ndarray:
     sky = sky + (0.97 - sky) * clouds * 0.8
 
     slope = _noise(rng, plan.shape, 12 * unit, 5 * unit)
-    hill = _hsv(rng.uniform(0.25, 0.7), rng.uniform(0.1, 0.4), rng.uniform(0.4, 0.65)) * (1 + 0.12 * slope[..., None])
+    hill = _hsv(rng.uniform(0.4, 0.75), rng.uniform(0.15, 0.4), rng.uniform(0.4, 0.65)) * (1 + 0.12 * slope[..., None])
 
     blades = 0.22 * _noise(rng, plan.shape, 3 * unit, 1 * unit) + 0.1 * _noise(rng, plan.shape, 14 * unit, 14 * unit)
     grass = _hsv(green, rng.uniform(0.35, 0.7), rng.uniform(0.4, 0.7)) * (1 + blades[..., None])
@@ -183,7 +183,7 @@ def _paint_ground(rng: Rng, plan: np.ndarray, horizon: float) -> np.ndarray:
     grit = 0.08 * rng.standard_normal(plan.shape, dtype=np.float32) + 0.05 * _noise(
         rng, plan.shape, 2 * unit, 16 * unit
     )
-    road = _hsv(rng.uniform(0.05, 0.12), rng.uniform(0.05, 0.35), rng.uniform(0.4, 0.75)) * (1 + grit[..., None])
+    road = _hsv(rng.uniform(0.04, 0.12), rng.uniform(0.15, 0.45), rng.uniform(0.5, 0.8)) * (1 + grit[..., None])
 
     image = np.zeros((height, width, 3), np.float32)
     for label, texture in ((SKY, sky), (HILL, hill), (GRASS, grass), (ROAD, road)):
@@ -202,20 +202,20 @@ def _noise(rng: Rng, shape: Size, cell_y: float, cell_x: float) -> np.ndarray:
 
 
 def _place_things(rng: Rng, size: Size, horizon: float, sun: float) -> list[_Thing]:
-    """Two to seven things, far ones first. Ground things grow with nearness, balloons hang in the sky."""
+    """Two to five things, far ones first. Ground things grow with nearness, balloons hang in the sky."""
     height, width = size
     ground = height - horizon
     things: list[_Thing] = []
     x = rng.uniform(0, width)
-    for _ in range(rng.integers(2, 8)):
+    for _ in range(rng.integers(2, 6)):
         label = int(rng.integers(TREE, BALLOON + 1))
         # A third of the things stand close to the one before, so that they overlap.
         x = x + rng.uniform(-0.2, 0.2) * width if rng.random() < 0.35 else rng.uniform(0.05, 0.95) * width
         if label == BALLOON:
-            y, nearness = rng.uniform(0.35, 0.9) * horizon + 0.06 * height, rng.uniform(0.5, 0.9)
+            y, nearness = rng.uniform(0.35, 0.9) * horizon + 0.06 * height, rng.uniform(0.6, 1.0)
         else:
             depth = rng.uniform(0.12, 0.97)
-            y, nearness = horizon + depth * ground, 0.5 + 0.5 * depth
+            y, nearness = horizon + depth * ground, 0.6 + 0.4 * depth
         half_height, build = _THINGS[label]
         scale = half_height * rng.uniform(0.85, 1.15) * nearness * height
         parts, shadow = build(rng, sun)
@@ -225,7 +225,7 @@ def _place_things(rng: Rng, size: Size, horizon: float, sun: float) -> list[_Thi
 
 def _tree(rng: Rng, sun: float) -> tuple[list[_Part], float]:
     bark = _hsv(rng.uniform(0.04, 0.1), rng.uniform(0.3, 0.6), rng.uniform(0.25, 0.5))
-    leaf = _hsv(rng.uniform(0.2, 0.42), rng.uniform(0.4, 0.8), rng.uniform(0.3, 0.6))
+    leaf = _hsv(rng.uniform(0.28, 0.45), rng.uniform(0.4, 0.8), rng.uniform(0.25, 0.5))
     phase = rng.uniform(0, 6.28, 4)
 
     def trunk(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -245,8 +245,8 @@ def _tree(rng: Rng, sun: float) -> tuple[list[_Part], float]:
 
 
 def _house(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    plaster = _hsv(rng.random(), rng.uniform(0.1, 0.6), rng.uniform(0.5, 0.9))
-    tiles = _hsv(rng.uniform(0.0, 0.12), rng.uniform(0.2, 0.8), rng.uniform(0.25, 0.6))
+    plaster = _hsv(rng.uniform(-0.05, 0.15), rng.uniform(0.1, 0.45), rng.uniform(0.65, 0.95))
+    tiles = _hsv(rng.uniform(-0.04, 0.06), rng.uniform(0.5, 0.85), rng.uniform(0.35, 0.65))
     dark = _hsv(0.6, 0.3, rng.uniform(0.15, 0.3))
     half, wall, roof = rng.uniform(0.75, 1.05), rng.uniform(0.8, 1.0), rng.uniform(1.4, 1.7)
 
@@ -269,9 +269,9 @@ def _house(rng: Rng, sun: float) -> tuple[list[_Part], float]:
 
 
 def _ball(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    hue, turn = rng.random(), rng.uniform(0, 6.28)
-    first = _hsv(hue, rng.uniform(0.5, 0.9), rng.uniform(0.6, 0.95))
-    second = _hsv(hue + rng.uniform(0.3, 0.7), rng.uniform(0.0, 0.6), rng.uniform(0.6, 0.95))
+    hue, turn = rng.uniform(0.05, 0.2), rng.uniform(0, 6.28)
+    first = _hsv(hue, rng.uniform(0.6, 0.95), rng.uniform(0.7, 0.95))
+    second = _hsv(hue + rng.uniform(-0.3, 0.3), rng.uniform(0.1, 0.7), rng.uniform(0.6, 0.95))
 
     def sectors(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return _two(first, second, np.sin(3 * np.arctan2(y - 0.95, x) + turn)) * _round(x, y - 1, sun)
@@ -280,7 +280,7 @@ def _ball(rng: Rng, sun: float) -> tuple[list[_Part], float]:
 
 
 def _tent(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    hue, top, stripes = rng.random(), rng.uniform(1.5, 1.9), rng.uniform(8, 12)
+    hue, top, stripes = rng.uniform(0.45, 0.8), rng.uniform(1.5, 1.9), rng.uniform(8, 12)
     first = _hsv(hue, rng.uniform(0.4, 0.9), rng.uniform(0.5, 0.95))
     second = _hsv(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.0, 0.3), rng.uniform(0.6, 0.95))
 
@@ -298,7 +298,7 @@ def _tent(rng: Rng, sun: float) -> tuple[list[_Part], float]:
 
 
 def _rock(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    stone = _hsv(rng.uniform(0.0, 0.7), rng.uniform(0.02, 0.25), rng.uniform(0.35, 0.65))
+    stone = _hsv(rng.uniform(0.5, 0.75), rng.uniform(0.0, 0.2), rng.uniform(0.4, 0.7))
     angles = np.linspace(0, np.pi, 9)
     radius = rng.uniform(0.8, 1.15, 9)
     outline = np.stack([1.2 * radius * np.cos(angles), 1.1 * radius * np.sin(angles)], axis=1)
@@ -313,9 +313,9 @@ def _rock(rng: Rng, sun: float) -> tuple[list[_Part], float]:
 
 
 def _balloon(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    hue = rng.random()
-    first = _hsv(hue, rng.uniform(0.4, 0.9), rng.uniform(0.55, 0.95))
-    second = _hsv(hue + rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.9), rng.uniform(0.55, 0.95))
+    hue = rng.uniform(0.75, 1.05)
+    first = _hsv(hue, rng.uniform(0.5, 0.9), rng.uniform(0.55, 0.95))
+    second = _hsv(hue + rng.uniform(-0.3, 0.3), rng.uniform(0.2, 0.8), rng.uniform(0.6, 0.95))
     wicker = _hsv(0.08, rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.5))
     gores = rng.uniform(4, 6)
 
@@ -332,12 +332,12 @@ def _balloon(rng: Rng, sun: float) -> tuple[list[_Part], float]:
 
 
 _THINGS: dict[int, tuple[float, Callable[[Rng, float], tuple[list[_Part], float]]]] = {
-    TREE: (0.26, _tree),
-    HOUSE: (0.22, _house),
-    BALL: (0.13, _ball),
-    TENT: (0.2, _tent),
-    ROCK: (0.15, _rock),
-    BALLOON: (0.15, _balloon),
+    TREE: (0.27, _tree),
+    HOUSE: (0.23, _house),
+    BALL: (0.17, _ball),
+    TENT: (0.23, _tent),
+    ROCK: (0.21, _rock),
+    BALLOON: (0.17, _balloon),
 }
 """Pixels of one local unit, as a share of the image's height, for a thing in the foreground; and what builds it."""
 
@@ -378,7 +378,7 @@ def _visible(covers: list[_Cover], size: Size) -> list[int]:
     for k in reversed(range(len(covers))):
         mask = _truth(covers[k], size)
         seen = np.count_nonzero(mask & ~hidden)
-        if seen >= max(_MIN_VISIBLE * mask.size, 0.2 * np.count_nonzero(mask)):
+        if seen >= max(_MIN_VISIBLE * mask.size, 0.25 * np.count_nonzero(mask)):
             kept.append(k)
             hidden |= mask
     return kept[::-1]
@@ -405,7 +405,7 @@ def _cast_shadow(image: np.ndarray, thing: _Thing, sun: float) -> None:
 def _expose(rng: Rng, image: np.ndarray) -> np.ndarray:
     """Light, haze, blur and sensor noise: the picture as a camera takes it, uint8."""
     size = image.shape[:2]
-    light = rng.uniform(0.7, 1.15) * (1 + 0.12 * _noise(rng, size, size[0] / 2, size[1] / 2))
+    light = rng.uniform(0.75, 1.15) * (1 + 0.1 * _noise(rng, size, size[0] / 2, size[1] / 2))
     image = image * light[..., None] * rng.uniform(0.92, 1.08, 3).astype(np.float32)
     haze = np.float32(rng.uniform(0, 0.15))
     image = image * (1 - haze) + 0.75 * haze
