@@ -145,18 +145,16 @@ class SemanticModel(nn.Module):
         normalized = self.backbone.normalize(images, None)
         if self.test_size is not None:
             normalized = _resize_image(normalized, short_side(normalized.shape[-2:], self.test_size))
-        height, width = normalized.shape[-2:]
+        size = (normalized.shape[-2], normalized.shape[-1])
         views = [(scale, mirrored) for scale in self.scales for mirrored in ((False, True) if self.flip else (False,))]
-        if len(views) == 1:
-            size = scaled((height, width), self.scales[0])
-            return resize(self._windows(_resize_image(normalized, size), False), (height, width), self.align_corners)
-        total = normalized.new_zeros((), dtype=torch.float32)
+        total: Tensor | None = None
         for scale, mirrored in views:
-            view = _resize_image(normalized, scaled((height, width), scale))
-            scores = self._windows(view.flip(-1) if mirrored else view, True)
-            scores = resize(scores.flip(-1) if mirrored else scores, (height, width), self.align_corners)
-            total = total + scores if total.ndim == 0 else total.add_(scores)
-        return total.div_(len(views))
+            view = _resize_image(normalized, scaled(size, scale))
+            scores = self._windows(view.flip(-1) if mirrored else view, probabilities=len(views) > 1)
+            scores = resize(scores.flip(-1) if mirrored else scores, size, self.align_corners)
+            total = scores if total is None else total.add_(scores)
+        assert total is not None  # there is a view
+        return total.div_(len(views)) if len(views) > 1 else total
 
     def _windows(self, normalized: Tensor, probabilities: bool) -> Tensor:
         """(B, K, H, W) of one view: logits of a single window unless `probabilities`, else means of probabilities."""
