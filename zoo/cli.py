@@ -15,6 +15,8 @@ import os
 import re
 import signal
 import sys
+import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +93,34 @@ def _command(name: str) -> None:
     try:
         options = get_args_parser().parse_args(arguments)
         if name == "train" and any(text.startswith("resume=") for text in arguments):
-            out, config = saved_run(options)
-            _run("resume", config, out, [])
+            _run("resume", *saved_run(options))
         else:
-            _total = check(name, options)
-            sys.argv[1:] = arguments
+            if not (options.hydra_help or options.info or options.shell_completion):
+                _total = check(name, options)
+            sys.argv[1:] = arguments + _quietly(options)
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except (ZooError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         _finish(name)
+        if _finished and (_finished[-1][0] / "last.ckpt").is_file():
+            print(f"interrupted; resume={os.path.relpath(_finished[-1][0])} goes on")
         sys.exit(130)
     sys.exit(_finish(name))
+
+
+def _quietly(options: Namespace) -> list[str]:
+    """Arguments for Hydra besides the user's: --cfg shows values, and only rank 0 leaves folders."""
+    if _rank():
+        folder = tempfile.gettempdir()
+        return [f"hydra.run.dir='{folder}'", f"hydra.sweep.dir='{folder}'"]
+    return ["--resolve"] if options.cfg == "job" and not options.resolve else []
+
+
+def _rank() -> int:
+    """Which of the processes this is that torchrun or SLURM started."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
 def _help(name: str) -> str:
@@ -128,7 +145,7 @@ def _finish(name: str) -> int:
     if _sweep and not runs:  # a launcher that runs its jobs elsewhere
         runs = sorted((file.parent for file in _sweep[0].glob(f"*/{result.FILE}")), key=_number)
         codes = [0 if result.read(out)["status"] == "ok" else 1 for out in runs]
-    if _sweep or 0 in codes:
+    if (_sweep or 0 in codes) and _rank() == 0:
         print_table(out for out in runs if (out / result.FILE).is_file())
     return (1 if any(codes) else 0) if _sweep else max(codes, default=0)
 
@@ -147,17 +164,19 @@ class SweepFolder(Callback):
 
 
 def job(cfg: DictConfig) -> int:
-    """Run one composed job and return its exit code. It does not raise: Hydra would end the multirun without a table."""
+    """Run one composed job and return its exit code; it does not raise, or Hydra would end the multirun there."""
     settings = HydraConfig.get()
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     dataset = config.get("dataset")
     if dataset and dataset.get("root"):  # the run may be taken up again from another folder
         dataset["root"] = os.path.abspath(Path(dataset["root"]).expanduser())
-    out = _claim(Path(settings.runtime.output_dir))
-    OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
     plain = {str(key): value for key, value in config.items()}
-    return _run(str(settings.job.config_name), plain, out, list(settings.overrides.task))
+    out = Path(settings.runtime.output_dir)
+    if _rank() == 0:
+        out = _claim(out)
+        OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
+    return _run(str(settings.job.config_name), out, plain, list(settings.overrides.task))
 
 
 def _claim(out: Path) -> Path:
@@ -173,13 +192,15 @@ def _claim(out: Path) -> Path:
     raise ZooError(f"{out} and a thousand like it are taken")
 
 
-def _run(kind: str, config: dict[str, Any], out: Path, overrides: list[str]) -> int:
+def _run(kind: str, out: Path, config: dict[str, Any], overrides: list[str]) -> int:
     """Run a job in a process of its own, or in this one where a launcher has started all processes already."""
     what = " on ".join(config[part]["name"] for part in ("model", "dataset") if config.get(part))
-    print(f"[{len(_finished) + 1}/{_total}] {what or config.get('checkpoint')} -> {os.path.relpath(out)}", flush=True)
+    if _rank() == 0:
+        what = what or str(config["checkpoint"])
+        print(f"[{len(_finished) + 1}/{_total}] {what} -> {os.path.relpath(out)}", flush=True)
     code = 130
     try:
-        if {"RANK", "WORLD_SIZE"} <= os.environ.keys() or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
             from zoo import jobs
 
             code = jobs.run(kind, config, out, overrides)

@@ -6,31 +6,33 @@ A job that fails says so in one line and in `result.json`, and returns an exit c
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-import zoo.weights
-from zoo import engine
 from zoo.data import Dataset, create_dataset
 from zoo.data.transforms import TrainTransform
+from zoo.devices import Fabric, create_fabric, create_tensorboard, launch
+from zoo.engine import evaluate as evaluate_model
+from zoo.engine import fit
 from zoo.errors import ZooError
 from zoo.metrics import create_metric
 from zoo.models import create_model
 from zoo.predict import predict_input
 from zoo.report import result
+from zoo.weights import load, load_weights
 
 Config = dict[str, Any]
 
 FABRIC = ("device", "devices", "nodes", "precision")
 PARTS = ("train", "val", "test")
+RANK = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))  # of a process that torchrun or SLURM started
 
 
 def run(kind: str, config: Config, out: Path, overrides: list[str]) -> int:
@@ -39,15 +41,15 @@ def run(kind: str, config: Config, out: Path, overrides: list[str]) -> int:
     Returns the exit code: 0, 1 where it crashed, 2 for a mistake in the input, 130 where it was interrupted.
     """
     try:
-        fabric_options = {name: config[name] for name in FABRIC if name in config} or {
-            name: config["trainer"].pop(name) for name in FABRIC
-        }
-        loggers = _loggers(config, out)
-        fabric = engine.create_fabric(**fabric_options, loggers=loggers)
-        fabric.launch(JOBS[kind], config, out, overrides)
+        if kind != "predict" and RANK == 0:
+            result.start(out, overrides=overrides, **_facts(config))
+        settings = config.get("trainer", config)
+        fabric_options = {name: settings.pop(name) for name in FABRIC}
+        fabric = create_fabric(**fabric_options, loggers=_loggers(config, out))
+        launch(fabric, JOBS[kind], config, out, overrides)
+        killed = kind != "predict" and RANK == 0 and result.read(out)["status"] == "killed"
+        return 130 if killed else 0
     except KeyboardInterrupt:
-        for process in multiprocessing.active_children():  # the other ranks
-            process.terminate()
         return _failed(out, "killed", "interrupted", 130)
     except Exception as error:
         mistake = _mistake(error)
@@ -57,7 +59,6 @@ def run(kind: str, config: Config, out: Path, overrides: list[str]) -> int:
         log.write_text(traceback.format_exc(), encoding="utf-8")
         last = str(error).strip().rpartition("\n")[2]
         return _failed(out, "failed", f"{type(error).__name__}: {last} (traceback in {os.path.relpath(log)})", 1)
-    return 0
 
 
 def _mistake(error: Exception) -> str | None:
@@ -75,20 +76,20 @@ def _failed(out: Path, status: str, reason: str, code: int) -> int:
     return code
 
 
-def train(fabric: Any, config: Config, out: Path, overrides: list[str], resume: bool = False) -> None:
+def train(fabric: Fabric, config: Config, out: Path, overrides: list[str], resume: bool = False) -> None:
     """Train what the config describes, evaluate it and leave everything in `out`."""
-    out = Path(fabric.broadcast(str(out)))  # processes of an outer launcher may have read another clock
-    if fabric.is_global_zero:
-        result.start(out, overrides=overrides, **_facts(config))
+    out = _begin(fabric, config, out, overrides)
     seed, task = config["seed"], config["task"]["name"]
-    datasets = create_datasets(config["dataset"], task, seed)
+    data = create_datasets(config["dataset"], task, seed)
     torch.manual_seed(seed)
-    model = build_model(config, datasets["train"])
+    model = build_model(config, data["train"])
     if config["weights"] and not resume:
-        zoo.weights.load_weights(model, config["weights"], skip_head=config["skip_head"])
-    engine.fit(
+        load_weights(model, Path(config["weights"]).expanduser(), skip_head=config["skip_head"])
+    fit(
         model,
-        **datasets,
+        data["train"],
+        data.get("val"),
+        data.get("test"),
         out=out,
         fabric=fabric,
         optimizer=config["optimizer"],
@@ -98,23 +99,19 @@ def train(fabric: Any, config: Config, out: Path, overrides: list[str], resume: 
     )
 
 
-def resume(fabric: Any, config: Config, out: Path, overrides: list[str]) -> None:
+def resume(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> None:
     """Go on with the run in `out`."""
     train(fabric, config, out, overrides, resume=True)
 
 
-def evaluate(fabric: Any, config: Config, out: Path, overrides: list[str]) -> None:
+def evaluate(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> None:
     """Evaluate a checkpoint on a dataset, by default on the one that it was trained on."""
-    out = Path(fabric.broadcast(str(out)))
-    checkpoint = Path(config["checkpoint"]).expanduser()
-    card = dict(config["dataset"] or _trained_on(checkpoint))
-    split = config["split"] or card["test"]
-    if fabric.is_global_zero:
-        result.start(out, overrides=overrides, checkpoint=str(checkpoint), dataset={"name": card["name"], "split": split})
-    model = zoo.weights.load(checkpoint, **config["options"])
-    dataset = create_datasets(card | {"test": split}, model.task, 0, ("test",))["test"]
-    metric = create_metric(model.task, model.classes, **config["metric"])
-    engine.evaluate(
+    out = _begin(fabric, config, out, overrides)
+    model = load(Path(config["checkpoint"]).expanduser(), **config["options"])
+    card = _evaluated(config)
+    dataset = create_datasets(card, model.task, 0, ("test",))["test"]
+    metric = create_metric(model.task, dataset.classes, **config["metric"])
+    evaluate_model(
         model,
         dataset,
         fabric=fabric,
@@ -125,9 +122,9 @@ def evaluate(fabric: Any, config: Config, out: Path, overrides: list[str]) -> No
     )
 
 
-def predict(fabric: Any, config: Config, out: Path, overrides: list[str]) -> None:
+def predict(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> None:
     """Predict pictures or a video."""
-    model = zoo.weights.load(Path(config["checkpoint"]).expanduser(), **config["options"])
+    model = load(Path(config["checkpoint"]).expanduser(), **config["options"])
     predict_input(model, Path(config["input"]).expanduser(), out, fabric, alpha=config["alpha"])
 
 
@@ -139,59 +136,76 @@ JOBS: dict[str, Callable[[Any, Config, Path, list[str]], None]] = {
 }
 
 
-def create_datasets(
-    card: Mapping[str, Any], task: str, seed: int, parts: tuple[str, ...] = PARTS
-) -> dict[str, Dataset | None]:
-    """The dataset of a card in its parts; only "train" is augmented. A part without a split is None."""
+def create_datasets(card: Mapping[str, Any], task: str, seed: int, parts: Sequence[str] = PARTS) -> dict[str, Dataset]:
+    """The dataset of a card in those of its parts that have a split; only "train" is augmented."""
     options = {name: value for name, value in card.items() if name not in {*PARTS, "transform"}}
-    datasets: dict[str, Dataset | None] = {}
-    for part in parts:
-        transform = TrainTransform(**card["transform"]) if part == "train" else None
-        split = card.get(part)
-        datasets[part] = (
-            create_dataset(split=split, task=task, transform=transform, seed=seed, **options) if split else None
+    return {
+        part: create_dataset(
+            split=card[part],
+            task=task,
+            transform=TrainTransform(**card["transform"]) if part == "train" else None,
+            seed=seed,
+            **options,
         )
-    return datasets
+        for part in parts
+        if card[part]
+    }
 
 
 def build_model(config: Config, dataset: Dataset) -> Any:
     """The model of a config with fresh weights, for the classes and channels of a dataset."""
-    model, backbone = dict(config["model"]), dict(config["backbone"])
+    model = dict(config["model"])
+    backbone = {name: value for name, value in config["backbone"].items() if value is not None}
     return create_model(
         model.pop("name"),
         dataset.classes,
-        backbone.pop("name"),
-        pretrained=backbone.pop("pretrained"),
-        in_channels=config["dataset"].get("channels") or 3,
-        output_stride=backbone.pop("output_stride"),
+        backbone.pop("name", None),
+        pretrained=backbone.pop("pretrained", False),
+        in_channels=dataset.read(dataset.records[0]).image.shape[2],
+        output_stride=backbone.pop("output_stride", None),
         backbone_options=backbone,
         **model,
     )
 
 
+def _begin(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> Path:
+    """The run folder of rank 0 (processes of an outer launcher may have read another clock), its result begun there."""
+    out = Path(fabric.broadcast(str(out)))
+    if fabric.world_size > 1 and fabric.is_global_zero:
+        result.start(out, overrides=overrides, **_facts(config))
+    return out
+
+
 def _facts(config: Config) -> dict[str, Any]:
     """What `result.json` says of a run before anything of it is built."""
+    if "checkpoint" in config:
+        card = _evaluated(config)
+        return {"checkpoint": config["checkpoint"], "dataset": {"name": card["name"], "split": card["test"]}}
+    card = config["dataset"]
     return {
         "task": config["task"]["name"],
         "model": config["model"]["name"],
         "backbone": config["backbone"]["name"],
-        "dataset": {"name": config["dataset"]["name"], "split": config["dataset"]["test"] or config["dataset"]["val"]},
+        "dataset": {"name": card["name"], "split": card["test"] or card["val"]},
         "seed": config["seed"],
     }
 
 
+def _evaluated(config: Config) -> Config:
+    """The dataset card of an evaluation, "test" being the split to evaluate: the named one or that of the training.
+
+    Raises ZooError where neither is known.
+    """
+    card = config.get("dataset")
+    if not card:
+        saved = Path(config["checkpoint"]).expanduser().parent / "config.yaml"
+        if not saved.is_file():
+            raise ZooError(f"there is no config.yaml beside {config['checkpoint']}: name a dataset, dataset=camvid")
+        card = yaml.safe_load(saved.read_text(encoding="utf-8"))["dataset"]
+    return {**card, "test": config["split"] or card["test"] or card["val"]}
+
+
 def _loggers(config: Config, out: Path) -> list[Any]:
     """Fabric loggers beside metrics.csv."""
-    if config.get("logger", {"name": "csv"})["name"] == "csv":
-        return []
-    from lightning.fabric.loggers import TensorBoardLogger
-
-    return [TensorBoardLogger(root_dir=out, name="tensorboard", version="")]
-
-
-def _trained_on(checkpoint: Path) -> Config:
-    """The dataset card in the config beside a checkpoint."""
-    config = checkpoint.parent / "config.yaml"
-    if not config.is_file():
-        raise ZooError(f"there is no config.yaml beside {checkpoint}: name the dataset, such as dataset=camvid")
-    return dict(yaml.safe_load(config.read_text(encoding="utf-8"))["dataset"])
+    wanted = "logger" in config and config["logger"]["name"] == "tensorboard"
+    return [create_tensorboard(out / "tensorboard")] if wanted else []

@@ -5,14 +5,16 @@ Every mistake in it becomes one `ZooError` that names the nearest names.
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,11 +23,13 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import ZooError, unknown
+from zoo.report import result
 
 _HERE = Path(__file__).resolve().parent
 # conf/ is in the package where a wheel was installed, and beside it in a checkout.
 CONF = next(folder for folder in (_HERE / "conf", _HERE.parent / "conf") if (folder / "train.yaml").is_file())
-PATHS = frozenset({"checkpoint", "dataset.root", "input", "resume", "runs", "weights"})
+PATHS = frozenset({"backbone.pretrained", "checkpoint", "dataset.root", "input", "resume", "runs", "weights"})
+WORDS = frozenset({"backbone.pretrained", "trainer.freeze_norm"})  # false, or a word
 OPEN = ("metric", "model.loss", "options")  # mappings that take further keys, with a plus
 EXAMPLES = {"checkpoint": "runs/.../best.ckpt", "input": "picture.jpg"}
 
@@ -41,7 +45,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
 def _quote(argument: str, several: bool) -> str:
     key, _, value = argument.partition("=")
-    if key.lstrip("+") not in PATHS or not value or value == "null" or value[0] in "'\"":
+    if key.lstrip("+") not in PATHS or value in ("", "null", "true", "false") or value[0] in "'\"":
         return argument
     values = value.split(",") if several and not Path(value).exists() else [value]
     return f"{key}={','.join(map(_quoted, values))}"
@@ -60,22 +64,40 @@ def check(command: str, options: Namespace) -> int:
 
     Returns how many jobs there are. Raises ZooError for names and keys nobody knows and values of another kind.
     """
+    if options.multirun and options.cfg:
+        raise ZooError("--cfg shows the config of one job: leave out -m")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = _parse(options.overrides)
+        _add_sources(overrides, options.config_dir)
         sweeps = [item.input_line for item in overrides if item.is_sweep_override()]
         if sweeps and not (options.multirun or "hydra.mode=MULTIRUN" in options.overrides):
             raise ZooError(f"{sweeps[0]} names several values: add -m to run a job for each of them")
-        search = [item.input_line for item in overrides if item.get_key_element() == "hydra.searchpath"]
-        if options.config_dir:
-            search.append(f"hydra.searchpath=[{_uri(options.config_dir)}]")
         jobs = BasicSweeper.split_arguments([item for item in overrides if not item.is_hydra_override()], None)[0]
         for texts in jobs:
-            _check_job(command, _parse(texts), search)
+            config = _check_job(command, _parse(texts))
+            if not options.cfg:
+                _check_complete(command, config)
     return len(jobs)
 
 
-def saved_run(options: Namespace) -> tuple[Path, dict[str, Any]]:
-    """The run folder that `resume=` names and the config it was started with.
+def _add_sources(overrides: Sequence[Override], config_dir: str | None) -> None:
+    """The user's own cards, of --config-dir and hydra.searchpath, stand behind ours as Hydra has them."""
+    if config_dir and not Path(config_dir).is_dir():
+        raise ZooError(f"--config-dir {config_dir} is not a folder")
+    extra = [f"file://{Path(config_dir).resolve()}"] if config_dir else []
+    for item in overrides:
+        if item.get_key_element() == "hydra.searchpath":
+            extra += map(str, item.value())  # type: ignore[arg-type]
+    loader = GlobalHydra.instance().config_loader()
+    search = loader.get_search_path()
+    for path in extra:
+        search.prepend("command-line", path, SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2("check", search)
+
+
+def saved_run(options: Namespace) -> tuple[Path, dict[str, Any], list[str]]:
+    """The run folder that `resume=` names, and the config and the overrides it was started with.
 
     Other overrides change values of it (trainer.device, dataset.root, ...); what the run is made of stays.
 
@@ -96,17 +118,14 @@ def saved_run(options: Namespace) -> tuple[Path, dict[str, Any]]:
         OmegaConf.update(config, key, item.value())
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
-    return out, {str(key): value for key, value in plain.items()}
+    started = result.read(out).get("overrides", []) if (out / result.FILE).is_file() else []
+    return out, {str(key): value for key, value in plain.items()}, started
 
 
 def explain(error: Exception) -> str:
     """One line for what Hydra says in many."""
     if isinstance(error, ZooError):
         return str(error)
-    choice = re.match(r"You must specify '(\w+)'", str(error))
-    if choice:
-        names = [line.strip() for line in str(error).splitlines()[2:]]
-        return f"choose a {choice[1]}: {choice[1]}=NAME with one of {', '.join(names)}"
     return f"{_first_line(error)} {_first_line(error.__cause__) if error.__cause__ else ''}".strip()
 
 
@@ -128,21 +147,24 @@ def _parse(texts: Sequence[str]) -> list[Override]:
     return overrides
 
 
-def _uri(folder: str) -> str:
-    if not Path(folder).is_dir():
-        raise ZooError(f"--config-dir {folder} is not a folder")
-    return _quoted(f"file://{Path(folder).resolve()}")
-
-
-def _check_job(command: str, overrides: Sequence[Override], search: Sequence[str]) -> None:
+def _check_job(command: str, overrides: Sequence[Override]) -> DictConfig:
     """Compose one job: first its choices alone, which tells the known keys and their kinds, then all of it."""
     loader = GlobalHydra.instance().config_loader()
     groups = [item for item in overrides if loader.get_group_options(item.key_or_group)]
-    base = _compose(command, [*(str(item.input_line) for item in groups), *search])
+    base = _compose(command, [str(item.input_line) for item in groups])
     for item in overrides:
         if item not in groups and not (item.is_add() or item.is_force_add() or item.is_delete()):
             _check_value(item, base, loader.list_groups(""))
-    config = hydra.compose(command, [*(str(item.input_line) for item in overrides), *search])
+    return hydra.compose(command, [str(item.input_line) for item in overrides])
+
+
+def _check_complete(command: str, config: DictConfig) -> None:
+    """Refuse a job that lacks what only the user can name."""
+    loader = GlobalHydra.instance().config_loader()
+    for group in ("model", "dataset") if command == "train" else ():
+        if group not in config:
+            names = ", ".join(loader.get_group_options(group))
+            raise ZooError(f"choose a {group}: {group}=NAME with one of {names}")
     for key in sorted(OmegaConf.missing_keys(config)):
         raise ZooError(f"{command} needs {key}={EXAMPLES.get(key, '...')}")
 
@@ -182,14 +204,24 @@ def _check_value(override: Override, config: DictConfig, groups: Sequence[str]) 
     if key not in known:
         if key.startswith(tuple(f"{mapping}." for mapping in OPEN)):
             raise ZooError(f"{key} is not set yet: a new key needs a plus, +{override.input_line}")
-        same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-        raise unknown("option", key, same or [*known, *groups])
-    old = known[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(old, bool) and not isinstance(value, bool | None):
-        raise ZooError(f"{key} takes true or false, not {override.get_value_element_as_str()}")
-    if isinstance(old, int | float) and not isinstance(old, bool) and not number and value is not None:
-        raise ZooError(f"{key} takes a number, not {override.get_value_element_as_str()}")
+        raise _unknown_key(key, {*known, *groups})
+    old, text = known[key], override.get_value_element_as_str()
+    if isinstance(old, bool) and not isinstance(value, bool | None) and key not in WORDS:
+        raise ZooError(f"{key} takes true or false, not {text}")
+    if isinstance(old, int | float) and not isinstance(old, bool) and isinstance(value, bool | str | QuotedString):
+        raise ZooError(f"{key} takes a number, not {text}")
+
+
+def _unknown_key(key: str, known: set[str]) -> ZooError:
+    """Names the keys whose last part is nearly that of `key`, wherever they stand, or else the neighbours."""
+    leaf = key.rpartition(".")[2]
+    alike = sorted(name for name in known if get_close_matches(leaf, [name.rpartition(".")[2]], cutoff=0.75))
+    if alike:
+        return ZooError(f"unknown option {key!r}: did you mean {' or '.join(alike[:3])}?")
+    parent = key.rpartition(".")[0]
+    while parent and not any(name.startswith(f"{parent}.") for name in known):
+        parent = parent.rpartition(".")[0]
+    return unknown("option", key, [name for name in known if name.rpartition(".")[0] == parent])
 
 
 def _flatten(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -67,9 +67,10 @@ def label_image(target: Target) -> Image:
     if isinstance(target, Panoptic):
         return target.ids.numpy().astype(np.uint16)
     ids = np.zeros(target.size, np.uint16)
-    masks = target.masks.dense().numpy() if target.masks else []
-    for i in target.scores.argsort().tolist():
-        ids[masks[i]] = i + 1
+    if target.masks is not None:
+        masks = target.masks.dense().numpy()
+        for i in target.scores.argsort().tolist():
+            ids[masks[i]] = i + 1
     return ids
 
 
