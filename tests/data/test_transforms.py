@@ -187,9 +187,23 @@ def test_no_instances() -> None:
 
 def test_overlapping_masks_are_layered_without_loss() -> None:
     dense = np.random.default_rng(0).random((40, 12, 12)) < 0.1
-    layers = disjoint_layers(Masks.from_dense(dense), chunk=7)
+    layers = disjoint_layers(Masks.from_dense(dense))
     found = [next(layer for layer in layers if (layer == k + 1).any()) == k + 1 for k in range(40)]
     np.testing.assert_array_equal(np.stack(found), dense)
+
+
+def test_layers_follow_the_depth_of_the_overlap() -> None:
+    chain = np.zeros((30, 4, 70), bool)  # each overlaps the next one only
+    for k in range(30):
+        chain[k, :, 2 * k : 2 * k + 3] = True
+    assert len(disjoint_layers(Masks.from_dense(chain))) == 2
+    assert len(disjoint_layers(Masks.from_dense(chain[::2]))) == 1
+
+
+def test_a_damaged_rle_is_refused() -> None:
+    masks = Masks.from_rle([{"size": [4, 6], "counts": [3, 4]}], (4, 6))
+    with pytest.raises(ZooError, match="cover 7 pixels, its image has 24"):
+        disjoint_layers(masks)
 
 
 def test_the_cost_does_not_grow_with_the_instances(monkeypatch: pytest.MonkeyPatch) -> None:

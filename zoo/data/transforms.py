@@ -193,28 +193,36 @@ def _warp_instances(target: Instances, warp: Warp) -> Instances:
 
 def _warp_ids(ids: Array, warp: Warp) -> Array:
     # float32 holds integers up to 2^24 and takes the same path through OpenCV as the image; int32 rounds otherwise.
-    return warp.labels(ids.astype(np.float32), 0).astype(np.int32)
+    return warp.labels(ids.astype(np.float32, order="C"), 0).astype(np.int32)
 
 
-def disjoint_layers(masks: Masks, chunk: int = 32) -> list[Array]:
+def disjoint_layers(masks: Masks) -> list[Array]:
     """N masks as few maps (H, W) int32: mask k is where one of them equals k + 1; masks of one map do not touch.
 
     Each mask goes into the first map that is free where it lies, so that the number of maps follows the depth of the
-    overlap, not N. Only `chunk` masks are dense at a time.
+    overlap, not N. Masks are drawn from their runs; none becomes dense.
     """
-    layers: list[Array] = []
-    boxes = masks.boxes().numpy().astype(int)
-    for start in range(0, len(masks), chunk):
-        dense = masks[start : start + chunk].dense().numpy()
-        for k, mask in enumerate(dense, start):
-            x0, y0, x1, y1 = boxes[k]
-            window, inside = (slice(y0, y1), slice(x0, x1)), mask[y0:y1, x0:x1]
-            free = next((layer for layer in layers if not layer[window][inside].any()), None)
-            if free is None:
-                free = np.zeros(masks.size, np.int32)
-                layers.append(free)
-            free[window][inside] = k + 1
-    return layers
+    height, width = masks.size
+    layers: list[Array] = []  # flat, column by column, as the runs are
+    for k, counts in enumerate(rle_ops.unpack(masks.rle())):
+        inside = _pixels(counts, height * width)
+        free = next((layer for layer in layers if not layer[inside].any()), None)
+        if free is None:
+            free = np.zeros(height * width, np.int32)
+            layers.append(free)
+        free[inside] = k + 1
+    return [layer.reshape(width, height).T for layer in layers]
+
+
+def _pixels(counts: rle_ops.Counts, total: int) -> Array:
+    """Run lengths, zeros first -> the flat indices of the ones."""
+    edges = np.cumsum(counts)
+    if edges[-1] != total:
+        raise ZooError(f"the runs of an RLE cover {edges[-1]} pixels, its image has {total}")
+    ends = edges[1::2]
+    starts = edges[0::2][: len(ends)]
+    lengths = ends - starts
+    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 
 
 # ---- pixels -----------------------------------------------------------------------------------------------------
