@@ -119,7 +119,7 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
         if of_images == of_masks:
             images = {name: path for name, path in images.items() if not path.stem.endswith(self.mask_suffix)}
         masks = _stripped(masks, self.mask_suffix)
-        if of_images != self.path(self.images):  # the split has folders of its own
+        if of_images != self.path() / self.images:  # the split has folders of its own
             return images, masks
         if self.fractions is None:
             names = self._listed(images)
@@ -147,20 +147,24 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
             ):
                 if self.path().joinpath(*images).is_dir():
                     return self.path(*images), self.path(*masks)
+        if not (self.path() / self.images).is_dir():
+            raise self._no_split(f"{self.images}/{self.split}/ and {self.images}/ are missing")
         return self.path(self.images), self.path(self.masks)
 
     def _listed(self, images: Files) -> list[str]:
         """The names in the split's list; a line may hold a path with other folders before, or columns behind."""
         path = self.path() / f"{self.split}.txt"
         if not path.is_file():
-            problem = f"there is no split {self.split!r}: no folder, no {path.name}, and fractions= is not set"
-            raise NoSplit(str(incomplete(self.root, problem, self.layout)))
+            raise self._no_split(f"no folder {self.images}/{self.split}/, no {path.name}, and fractions= is not set")
         names = []
         for line in read_lines(path):
             spellings = [without_suffix(text).removesuffix(self.image_suffix) for text in (line, line.split()[0])]
             tails = [tail for text in spellings for tail in _tails(text)]
             names.append(next((tail for tail in tails if tail in images), spellings[0]))
         return names
+
+    def _no_split(self, missing: str) -> NoSplit:
+        return NoSplit(str(incomplete(self.root, f"there is no split {self.split!r}: {missing}", self.layout)))
 
     def _drawn(self, names: Iterable[str]) -> list[str]:
         """The split's share of `names`, sorted."""
