@@ -149,7 +149,7 @@ def test_more_ranks_than_images() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_stops_the_loop_and_is_named(workers: int) -> None:
-    with pytest.raises(ZooError, match="image 7 is broken"):
+    with pytest.raises(ZooError, match=r"^Ten 7: image 7 is broken$"):
         list(evaluation_loader(Ten(split="val"), workers=workers))
 
 

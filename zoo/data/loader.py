@@ -84,7 +84,7 @@ def train_loader(
         ZooError: `batch_size` is no multiple of `world`.
     """
     sampler = TrainSampler(len(dataset), batch_size, seed, start_step, steps, rank, world)
-    return DataLoader(dataset, batch_sampler=sampler, **_shared(workers, seed))  # type: ignore[arg-type]
+    return _Loader(dataset, batch_sampler=sampler, **_shared(workers, seed))  # type: ignore[arg-type]
 
 
 def evaluation_loader(
@@ -92,7 +92,20 @@ def evaluation_loader(
 ) -> DataLoader[Batch]:
     """Batches of images rank, rank + world, ...: over all ranks each image exactly once, none repeated to fill up."""
     order = range(rank, len(dataset), world)
-    return DataLoader(dataset, batch_size, sampler=order, **_shared(workers, seed=0))  # type: ignore[arg-type]
+    return _Loader(dataset, batch_size, sampler=order, **_shared(workers, seed=0))  # type: ignore[arg-type]
+
+
+class _Loader(DataLoader[Batch]):
+    """A DataLoader whose workers' `ZooError`s arrive as the sentence that was raised, without a traceback around it."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except ZooError as error:
+            _, _, raised = str(error).rpartition("\nzoo.")  # "zoo.errors.ZooError: ..." ends the worker's traceback
+            if not raised:
+                raise
+            raise ZooError(raised.partition(": ")[2].strip()) from error
 
 
 def _shared(workers: int, seed: int) -> dict[str, Any]:
