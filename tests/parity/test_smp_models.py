@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_torchvision_models import close, normalized, randomize
+from compare import close, normalized, randomize
 from torch import nn
 
 import zoo.models

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from compare import close, normalized, randomize
+from torch import nn
 from torch.nn import functional as F
 from torchvision.models import segmentation
 
@@ -29,17 +30,6 @@ PAIRS = [
 ]
 
 
-def randomize(model: nn.Module) -> None:
-    """Running statistics and affine parameters that are not the identity, so that forgetting one shows."""
-    generator = torch.Generator().manual_seed(1)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1, generator=generator)
-            layer.running_var.uniform_(0.5, 1.5, generator=generator)
-            layer.weight.data.uniform_(0.5, 1.0, generator=generator)
-            layer.bias.data.normal_(0, 0.1, generator=generator)
-
-
 def pair(name: str, backbone: str, theirs_name: str, options: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     builder = getattr(segmentation, theirs_name)
@@ -55,17 +45,6 @@ def pair(name: str, backbone: str, theirs_name: str, options: dict[str, Any]) ->
     copied |= {key: value for key, value in state.items() if not key.startswith("backbone.")}
     ours.load_state_dict(copied)
     return ours, theirs
-
-
-def normalized(images: Tensor) -> Tensor:
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert theirs.std() > 1e-4
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.std()
 
 
 @pytest.mark.parametrize(("name", "backbone", "theirs_name", "options"), PAIRS, ids=[p[2] for p in PAIRS])
