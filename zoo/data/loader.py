@@ -102,8 +102,8 @@ class _Loader(DataLoader[Batch]):
         try:
             yield from super().__iter__()
         except ZooError as error:
-            _, _, raised = str(error).rpartition("\nzoo.")  # "zoo.errors.ZooError: ..." ends the worker's traceback
-            if not raised:
+            _, in_worker, raised = str(error).rpartition("\nzoo.")  # "zoo.errors.ZooError: ..." ends the worker's traceback
+            if not in_worker:
                 raise
             raise ZooError(raised.partition(": ")[2].strip()) from error
 
