@@ -437,7 +437,8 @@ class Panoptic(_Structure):
 
     def semantic(self) -> Semantic:
         """The class of each pixel's segment; crowds keep theirs."""
-        return Semantic(self.labels.to(torch.uint8)[self.ids.long()])
+        labels = self.labels.to(torch.uint8)
+        return Semantic(labels.index_select(0, self.ids.flatten()).view(self.size))
 
     def instances(self, classes: Sequence[Class]) -> Instances:
         """The things of the table `classes`, their labels renumbered 0.. in table order; none without pixels."""

@@ -75,6 +75,7 @@ def test_long_runs_pack_as_in_pycocotools() -> None:
         assert np.array_equal(ops.unpack([expected])[0], counts)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools against NumPy 2
 def test_counts_with_empty_runs_measure_as_in_pycocotools() -> None:
     rng = np.random.default_rng(2)
     height, width = 6, 7
