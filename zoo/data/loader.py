@@ -102,7 +102,8 @@ class _Loader(DataLoader[Batch]):
         try:
             yield from super().__iter__()
         except ZooError as error:
-            _, in_worker, raised = str(error).rpartition("\nzoo.")  # "zoo.errors.ZooError: ..." ends the worker's traceback
+            # A worker's traceback ends with "zoo.errors.ZooError: the sentence".
+            _, in_worker, raised = str(error).rpartition("\nzoo.")
             if not in_worker:
                 raise
             raise ZooError(raised.partition(": ")[2].strip()) from error

@@ -10,7 +10,7 @@ Everything about scene i of a split follows from ``(world, split, i)``; splits c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +19,11 @@ import numpy as np
 import torch
 
 from zoo.data.base import Dataset, Transform
+from zoo.data.things import THINGS, Part, Rng, hsv
 from zoo.errors import ZooError
 from zoo.structures import Class, Panoptic, Sample, Size
 
-Rng = np.random.Generator
-Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Local coordinates x, y (h, w), in half widths and heights of the thing -> colours (h, w, 3) in [0, 1]."""
-
-SKY, HILL, GRASS, ROAD, TREE, HOUSE, BALL, TENT, ROCK, BALLOON = range(10)
+SKY, HILL, GRASS, ROAD = range(4)
 LENGTHS = {"train": 2000, "val": 100, "test": 200}
 _SPLITS = ("train", "val", "test")
 _MIN_VISIBLE = 0.01
@@ -84,19 +81,11 @@ class Scenes(Dataset):
         return f"{self.split}-{i:05d}"
 
     def read(self, record: int) -> Sample:
-        image, ids, labels = draw_scene(
-            np.random.default_rng([self.world, _SPLITS.index(self.split), record]), self.size
-        )
+        # Four numbers: with three, transforms would draw the same sequence as some scenes.
+        rng = np.random.default_rng([self.world, _SPLITS.index(self.split), record, 1])
+        image, ids, labels = draw_scene(rng, self.size)
         target = Panoptic(torch.from_numpy(ids), torch.from_numpy(labels))
         return Sample(image, target, record, self.size)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One painted outline of a thing: polygon (n, 2) of (x, y) in local coordinates."""
-
-    outline: np.ndarray
-    paint: Paint
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,7 @@ class _Thing:
     x: float
     y: float
     scale: float
-    parts: list[_Part]
+    parts: list[Part]
     shadow: float
     """Half width of the shadow in local units; 0 for none."""
 
@@ -169,21 +158,21 @@ def _paint_ground(rng: Rng, plan: np.ndarray, horizon: float) -> np.ndarray:
     sky_hue, green = rng.uniform(0.5, 0.65), rng.uniform(0.2, 0.34)
 
     towards = np.clip(y / horizon, 0, 1)[..., None]
-    sky = _hsv(sky_hue, rng.uniform(0.3, 0.7), rng.uniform(0.7, 0.95)) * (1 - towards)
-    sky = sky + _hsv(rng.choice([sky_hue, 0.08]), rng.uniform(0.05, 0.3), 0.95) * towards
+    sky = hsv(sky_hue, rng.uniform(0.3, 0.7), rng.uniform(0.7, 0.95)) * (1 - towards)
+    sky = sky + hsv(rng.choice([sky_hue, 0.08]), rng.uniform(0.05, 0.3), 0.95) * towards
     clouds = np.clip(_noise(rng, plan.shape, 9 * unit, 20 * unit) * 1.2 - 0.2, 0, 1)[..., None]
     sky = sky + (0.97 - sky) * clouds * 0.8
 
     slope = _noise(rng, plan.shape, 12 * unit, 5 * unit)
-    hill = _hsv(rng.uniform(0.4, 0.75), rng.uniform(0.15, 0.4), rng.uniform(0.4, 0.65)) * (1 + 0.12 * slope[..., None])
+    hill = hsv(rng.uniform(0.4, 0.75), rng.uniform(0.15, 0.4), rng.uniform(0.4, 0.65)) * (1 + 0.12 * slope[..., None])
 
     blades = 0.22 * _noise(rng, plan.shape, 3 * unit, 1 * unit) + 0.1 * _noise(rng, plan.shape, 14 * unit, 14 * unit)
-    grass = _hsv(green, rng.uniform(0.35, 0.7), rng.uniform(0.4, 0.7)) * (1 + blades[..., None])
+    grass = hsv(green, rng.uniform(0.35, 0.7), rng.uniform(0.4, 0.7)) * (1 + blades[..., None])
 
     grit = 0.08 * rng.standard_normal(plan.shape, dtype=np.float32) + 0.05 * _noise(
         rng, plan.shape, 2 * unit, 16 * unit
     )
-    road = _hsv(rng.uniform(0.04, 0.12), rng.uniform(0.15, 0.45), rng.uniform(0.5, 0.8)) * (1 + grit[..., None])
+    road = hsv(rng.uniform(0.04, 0.12), rng.uniform(0.15, 0.45), rng.uniform(0.5, 0.8)) * (1 + grit[..., None])
 
     image = np.zeros((height, width, 3), np.float32)
     for label, texture in ((SKY, sky), (HILL, hill), (GRASS, grass), (ROAD, road)):
@@ -208,138 +197,20 @@ def _place_things(rng: Rng, size: Size, horizon: float, sun: float) -> list[_Thi
     things: list[_Thing] = []
     x = rng.uniform(0, width)
     for _ in range(rng.integers(2, 6)):
-        label = int(rng.integers(TREE, BALLOON + 1))
+        label = int(rng.integers(len(Scenes.table) - len(THINGS), len(Scenes.table)))
+        name = Scenes.table[label].name
         # A third of the things stand close to the one before, so that they overlap.
         x = x + rng.uniform(-0.2, 0.2) * width if rng.random() < 0.35 else rng.uniform(0.05, 0.95) * width
-        if label == BALLOON:
+        if name == "balloon":
             y, nearness = rng.uniform(0.35, 0.9) * horizon + 0.06 * height, rng.uniform(0.6, 1.0)
         else:
             depth = rng.uniform(0.12, 0.97)
             y, nearness = horizon + depth * ground, 0.6 + 0.4 * depth
-        half_height, build = _THINGS[label]
+        half_height, build = THINGS[name]
         scale = half_height * rng.uniform(0.85, 1.15) * nearness * height
         parts, shadow = build(rng, sun)
         things.append(_Thing(label, float(x), float(y), float(scale), parts, shadow))
-    return sorted(things, key=lambda thing: (thing.label != BALLOON, thing.y))
-
-
-def _tree(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    bark = _hsv(rng.uniform(0.04, 0.1), rng.uniform(0.3, 0.6), rng.uniform(0.25, 0.5))
-    leaf = _hsv(rng.uniform(0.28, 0.45), rng.uniform(0.4, 0.8), rng.uniform(0.25, 0.5))
-    phase = rng.uniform(0, 6.28, 4)
-
-    def trunk(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return bark * (1 + 0.25 * np.sin(40 * x + phase[0]))[..., None]
-
-    def crown(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        bumps = np.sin(11 * x + phase[1] + 2 * np.sin(6 * y)) * np.sin(12 * y + phase[2] + 2 * np.sin(5 * x))
-        return leaf * (1 + 0.3 * bumps + 0.25 * sun * x + 0.2 * (y - 1.2))[..., None]
-
-    lean = rng.uniform(-0.1, 0.1)
-    parts = [_Part(np.array([(-0.14, 0), (0.14, 0), (0.1 + lean, 1), (-0.1 + lean, 1)]), trunk)]
-    for centre_x, centre_y in ((-0.35, 1.05), (0.35, 1.1), (0.0, 1.5)):
-        shift = rng.uniform(-0.08, 0.08, 2)
-        radii = rng.uniform(0.48, 0.6), rng.uniform(0.45, 0.55)
-        parts.append(_Part(_disk(*radii, centre_x + lean + shift[0], centre_y + shift[1]), crown))
-    return parts, 0.8
-
-
-def _house(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    plaster = _hsv(rng.uniform(-0.05, 0.15), rng.uniform(0.1, 0.45), rng.uniform(0.65, 0.95))
-    tiles = _hsv(rng.uniform(-0.04, 0.06), rng.uniform(0.5, 0.85), rng.uniform(0.35, 0.65))
-    dark = _hsv(0.6, 0.3, rng.uniform(0.15, 0.3))
-    half, wall, roof = rng.uniform(0.75, 1.05), rng.uniform(0.8, 1.0), rng.uniform(1.4, 1.7)
-
-    def planks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return plaster * (1 - 0.3 * (y * 7 % 1.0 < 0.28) + 0.08 * sun * x)[..., None]
-
-    def tiling(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return tiles * (1 + 0.25 * np.sin(22 * x) * np.sign(np.sin(16 * y)))[..., None]
-
-    def glass(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(dark, (*x.shape, 3))
-
-    eaves, ridge = half + 0.15, rng.uniform(0.0, 0.5) * half
-    return [
-        _Part(np.array([(-half, 0), (half, 0), (half, wall), (-half, wall)]), planks),
-        _Part(np.array([(-eaves, wall), (eaves, wall), (ridge, roof), (-ridge, roof)]), tiling),
-        _Part(_box(-0.5 * half, 0.0, 0.16, 0.5), glass),
-        _Part(_box(0.4 * half, 0.35, 0.18, 0.3), glass),
-    ], half
-
-
-def _ball(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    hue, turn = rng.uniform(0.05, 0.2), rng.uniform(0, 6.28)
-    first = _hsv(hue, rng.uniform(0.6, 0.95), rng.uniform(0.7, 0.95))
-    second = _hsv(hue + rng.uniform(-0.3, 0.3), rng.uniform(0.1, 0.7), rng.uniform(0.6, 0.95))
-
-    def sectors(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return _two(first, second, np.sin(3 * np.arctan2(y - 0.95, x) + turn)) * _round(x, y - 1, sun)
-
-    return [_Part(_disk(1.0, 1.0, 0.0, 0.97), sectors)], 0.9
-
-
-def _tent(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    hue, top, stripes = rng.uniform(0.45, 0.8), rng.uniform(1.5, 1.9), rng.uniform(8, 12)
-    first = _hsv(hue, rng.uniform(0.4, 0.9), rng.uniform(0.5, 0.95))
-    second = _hsv(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.0, 0.3), rng.uniform(0.6, 0.95))
-
-    def panels(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return _two(first, second, np.sin(stripes * x / (top + 0.25 - y))) * (0.95 + 0.1 * sun * x)[..., None]
-
-    def opening(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(first * 0.3, (*x.shape, 3))
-
-    lean = rng.uniform(-0.25, 0.25)
-    return [
-        _Part(np.array([(-1.1, 0), (1.1, 0), (lean + 0.06, top), (lean - 0.06, top)]), panels),
-        _Part(np.array([(-0.25, 0), (0.25, 0), (lean * 0.4, top * 0.5)]), opening),
-    ], 1.1
-
-
-def _rock(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    stone = _hsv(rng.uniform(0.5, 0.75), rng.uniform(0.0, 0.2), rng.uniform(0.4, 0.7))
-    angles = np.linspace(0, np.pi, 9)
-    radius = rng.uniform(0.8, 1.15, 9)
-    outline = np.stack([1.2 * radius * np.cos(angles), 1.1 * radius * np.sin(angles)], axis=1)
-    lines = rng.uniform(-0.6, 0.6, (3, 3))
-
-    def facets(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        shade = sum(0.13 * np.sign(x + a * 3 * (y - 0.5) + b) for a, b, _ in lines)
-        grain = 0.1 * np.sin(23 * x + 9 * np.sin(7 * y)) * np.sin(19 * y + 8 * np.sin(6 * x))
-        return stone * (1 + shade + grain + 0.2 * (y - 0.5) + 0.15 * sun * x)[..., None]
-
-    return [_Part(outline, facets)], 1.2
-
-
-def _balloon(rng: Rng, sun: float) -> tuple[list[_Part], float]:
-    hue = rng.uniform(0.75, 1.05)
-    first = _hsv(hue, rng.uniform(0.5, 0.9), rng.uniform(0.55, 0.95))
-    second = _hsv(hue + rng.uniform(-0.3, 0.3), rng.uniform(0.2, 0.8), rng.uniform(0.6, 0.95))
-    wicker = _hsv(0.08, rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.5))
-    gores = rng.uniform(4, 6)
-
-    def silk(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        girth = np.sqrt(np.clip(1 - ((y - 1.4) / 1.15) ** 2, 0.05, 1))
-        return _two(first, second, np.cos(gores * np.arcsin(np.clip(x / girth, -1, 1)))) * _round(x, y - 1.4, sun)
-
-    def weave(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return wicker * (1 + 0.3 * np.sin(40 * y))[..., None]
-
-    envelope = _disk(1.0, 1.12, 0.0, 1.4)
-    envelope[:, 0] *= np.minimum(1, 1 + 0.4 * (envelope[:, 1] - 1.4))  # narrow towards the basket
-    return [_Part(_box(0.0, 0.0, 0.24, 0.42), weave), _Part(envelope, silk)], 0.0
-
-
-_THINGS: dict[int, tuple[float, Callable[[Rng, float], tuple[list[_Part], float]]]] = {
-    TREE: (0.27, _tree),
-    HOUSE: (0.23, _house),
-    BALL: (0.17, _ball),
-    TENT: (0.23, _tent),
-    ROCK: (0.21, _rock),
-    BALLOON: (0.17, _balloon),
-}
-"""Pixels of one local unit, as a share of the image's height, for a thing in the foreground; and what builds it."""
+    return sorted(things, key=lambda thing: (Scenes.table[thing.label].name != "balloon", thing.y))
 
 
 # ---- painting ---------------------------------------------------------------------------------------------------
@@ -384,7 +255,7 @@ def _visible(covers: list[_Cover], size: Size) -> list[int]:
     return kept[::-1]
 
 
-def _blend(image: np.ndarray, thing: _Thing, part: _Part, window: _Window, alpha: np.ndarray) -> None:
+def _blend(image: np.ndarray, thing: _Thing, part: Part, window: _Window, alpha: np.ndarray) -> None:
     if not alpha.size:
         return
     y, x = np.mgrid[window].astype(np.float32)
@@ -421,31 +292,3 @@ def _compact(ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     present = np.bincount(ids.ravel(), minlength=len(labels)) > 0
     present[0] = True
     return (np.cumsum(present) - 1).astype(np.int32)[ids], labels[present]
-
-
-def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
-    """(3,) float32 RGB; the hue is in turns and wraps."""
-    sector = (np.array([5.0, 3.0, 1.0]) + 6 * hue) % 6
-    return (value - value * saturation * np.clip(np.minimum(sector, 4 - sector), 0, 1)).astype(np.float32)
-
-
-def _two(first: np.ndarray, second: np.ndarray, wave: np.ndarray) -> np.ndarray:
-    """Two colours by the sign of a wave, (h, w, 3)."""
-    return np.where((wave > 0)[..., None], first, second)
-
-
-def _round(x: np.ndarray, y: np.ndarray, sun: float) -> np.ndarray:
-    """The shading of a sphere, (h, w, 1)."""
-    return (0.9 + 0.2 * sun * x + 0.2 * y - 0.15 * (x * x + y * y))[..., None]
-
-
-def _disk(half_width: float, half_height: float, x: float, y: float) -> np.ndarray:
-    """An ellipse around (x, y) as a polygon (32, 2)."""
-    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-    return np.stack([x + half_width * np.cos(angles), y + half_height * np.sin(angles)], axis=1)
-
-
-def _box(x: float, y: float, half_width: float, height: float) -> np.ndarray:
-    """A rectangle standing on (x, y), as a polygon (4, 2)."""
-    left, right, top = x - half_width, x + half_width, y + height
-    return np.array([(left, y), (right, y), (right, top), (left, top)])
