@@ -83,6 +83,7 @@ def test_header_rebuilds_the_model(name: str, backbone: str, options: dict[str, 
     classes = [Class("road", (1, 2, 3)), Class("car", (4, 5, 6), thing=True)]
     model = create_model(name, classes, backbone, **options).eval()
     header = json.loads(json.dumps(model.header))
+    assert set(header["options"]) == set(model_options(name))  # defaults too: they may change in a later version
     again = from_header(header).eval()
     assert again.classes == tuple(classes)
     assert again.header == model.header
