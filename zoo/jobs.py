@@ -44,8 +44,8 @@ def run(kind: str, config: Config, out: Path, overrides: list[str]) -> int:
         if kind != "predict" and RANK == 0:
             result.start(out, overrides=overrides, **_facts(config))
         settings = config.get("trainer", config)
-        fabric_options = {name: settings.pop(name) for name in FABRIC}
-        fabric = create_fabric(**fabric_options, loggers=_loggers(config, out))
+        fabric_options = {name: settings.pop(name) for name in FABRIC if name in settings}
+        fabric = create_fabric(**fabric_options, loggers=create_loggers(config, out))
         launch(fabric, JOBS[kind], config, out, overrides)
         killed = kind != "predict" and RANK == 0 and result.read(out)["status"] == "killed"
         return 130 if killed else 0
@@ -58,7 +58,7 @@ def run(kind: str, config: Config, out: Path, overrides: list[str]) -> int:
         log = out / "error.log"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         last = str(error).strip().rpartition("\n")[2]
-        return _failed(out, "failed", f"{type(error).__name__}: {last} (traceback in {os.path.relpath(log)})", 1)
+        return _failed(out, "failed", f"{type(error).__name__}: {last}", 1, f" (traceback in {os.path.relpath(log)})")
 
 
 def _mistake(error: Exception) -> str | None:
@@ -69,8 +69,8 @@ def _mistake(error: Exception) -> str | None:
     return str(error) if isinstance(error, ZooError) else None
 
 
-def _failed(out: Path, status: str, reason: str, code: int) -> int:
-    print(f"error: {reason}", file=sys.stderr, flush=True)
+def _failed(out: Path, status: str, reason: str, code: int, where: str = "") -> int:
+    print(f"error: {reason}{where}", file=sys.stderr, flush=True)
     if (out / result.FILE).is_file():
         result.finish(out, status, reason.splitlines()[0])
     return code
@@ -205,7 +205,7 @@ def _evaluated(config: Config) -> Config:
     return {**card, "test": config["split"] or card["test"] or card["val"]}
 
 
-def _loggers(config: Config, out: Path) -> list[Any]:
+def create_loggers(config: Config, out: Path) -> list[Any]:
     """Fabric loggers beside metrics.csv."""
     wanted = "logger" in config and config["logger"]["name"] == "tensorboard"
     return [create_tensorboard(out / "tensorboard")] if wanted else []

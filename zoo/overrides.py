@@ -205,7 +205,7 @@ def _check_value(override: Override, config: DictConfig, groups: Sequence[str]) 
         if key.startswith(tuple(f"{mapping}." for mapping in OPEN)):
             raise ZooError(f"{key} is not set yet: a new key needs a plus, +{override.input_line}")
         raise _unknown_key(key, {*known, *groups})
-    old, text = known[key], override.get_value_element_as_str()
+    old, text = known[key], str(override.input_line).partition("=")[2]
     if isinstance(old, bool) and not isinstance(value, bool | None) and key not in WORDS:
         raise ZooError(f"{key} takes true or false, not {text}")
     if isinstance(old, int | float) and not isinstance(old, bool) and isinstance(value, bool | str | QuotedString):
