@@ -247,7 +247,7 @@ def _of_labels(split: str, looks: list[Look], classes: tuple[Class, ...]) -> Ite
     pixels = np.array([counts for _, counts in truths])
     void = np.array([look.void for look, _ in truths])
     total = pixels.sum(0)
-    if len(classes) > 1 and void.any() and not total[1:].any():
+    if len(classes) > 1 and void.any() and total[0] and not total[1:].any():
         first = truths[int(np.flatnonzero(void)[0])][0].path
         advice = (
             "if 255 is the object: dataset=folder with encoding=binary. As it is, nothing but void is beside class 0"
@@ -257,7 +257,7 @@ def _of_labels(split: str, looks: list[Look], classes: tuple[Class, ...]) -> Ite
     if empty := [look.path for (look, counts), v in zip(truths, void, strict=True) if v and not counts.any()]:
         severity = "error" if len(empty) == len(truths) else "warning"
         yield Finding(severity, split, "masks that are all void", len(empty), empty[0], "label them or leave them out")
-    if absent := [c.name for c, count in zip(classes, total, strict=True) if not count]:
+    if total.any() and (absent := [c.name for c, count in zip(classes, total, strict=True) if not count]):
         names = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
         if split.startswith("train"):
             advice = "a model cannot learn them: wrong numbers in classes=, or a split without them"
@@ -300,7 +300,7 @@ def show(result: Examination, console: Console) -> None:
     """Prints the classes of every split and the findings."""
     root = "" if result.root is None else f" in {result.root}"
     images = ", ".join(f"{split} {len(looks)}" for split, looks in result.looks.items())
-    console.print(Text(f"\n{result.name}{root}: {images or 'nothing could be opened'}", style="bold"))
+    console.print(Text(f"\n{result.name}{root}: {images or 'nothing could be opened'}", style="bold"), soft_wrap=True)
     if any(look.pixels is not None for looks in result.looks.values() for look in looks):
         console.print(_class_table(result))
     if not result.findings:
@@ -362,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, help="the dataset's folder (default: $ZOO_DATA/NAME or data/NAME)")
     parser.add_argument("--split", action="append", default=[], help="train,val,...: by default train, val and test")
     parser.add_argument("--encoding", help="of the masks of dataset folder: index, color or binary")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         names, options = _parse(arguments)
         results = [_examine_from(name, options) for name in names]

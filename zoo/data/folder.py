@@ -104,9 +104,8 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
 
     def index(self) -> list[tuple[Path, Path]]:
         images, masks = self.files()
-        hint = (
-            f"the mask of IMAGE is looked for as IMAGE{self.mask_suffix}; mask_suffix= and image_suffix= say otherwise"
-        )
+        example = f"the mask of a{self.image_suffix}.jpg is looked for as a{self.mask_suffix}.png"
+        hint = f"add what is missing; {example} (image_suffix= and mask_suffix= change that)"
         return complete(images, masks, hint)
 
     def files(self) -> tuple[Files, Files]:

@@ -25,7 +25,7 @@ class Unpaired(ZooError):
     """
 
     def __init__(self, problem: str, images: Files, labels: Files, hint: str) -> None:
-        super().__init__(f"{problem}: {hint}")
+        super().__init__(f"{problem}; {hint}")
         self.images, self.labels, self.hint = images, labels, hint
 
 
@@ -37,7 +37,8 @@ def complete(images: Files, labels: Files, hint: str = "add what is missing") ->
     """
     problems = [f"{len(names)} {fault} ({shown(names)})" for fault, names in faults(images, labels).items() if names]
     if problems:
-        raise Unpaired("; ".join(problems), images, labels, hint)
+        folder = next(iter((images or labels).values())).parent
+        raise Unpaired(f"{folder}: {'; '.join(problems)}", images, labels, hint)
     return [(image, labels[name]) for name, image in images.items()]
 
 
