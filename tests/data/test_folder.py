@@ -319,7 +319,7 @@ def test_a_mask_of_another_size(tmp_path: Path) -> None:
 
 def test_a_missing_partner_either_way(tmp_path: Path) -> None:
     tree(tmp_path, ("images/train/a.png", "masks/train/a_mask.png"), ("images/train/b.png", "masks/train/c_mask.png"))
-    says = r"images/train: 1 images without labels \(b\); 1 label files without an image \(c\); .* looked for as a_mask.png"
+    says = r"train: 1 images without labels \(b\); 1 label files without an image \(c\); .* looked for as a_mask.png"
     with pytest.raises(ZooError, match=says):
         folder(tmp_path)
 

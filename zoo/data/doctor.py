@@ -44,6 +44,15 @@ FAULTS = {
     "image and mask differ in size": "export the mask at the size of its image; for turned photographs try exif=apply",
     "labels that are no class": "give them a class, make them void, or choose the encoding the masks have",
 }
+TWICE = (
+    ("same picture more than once", "digest", "keep one of each: repeats weigh more in training and in the metric"),
+    ("same file name in several folders", "stem", "check that each has its own mask"),
+)
+IN_BOTH = (
+    ("error", "same picture in both splits", "digest", "take it out of one: the score would be of pictures seen"),
+    ("warning", "same file name in both splits", "stem", "the pictures differ; fine where numbering starts again"),
+)
+"""Problem, the field of `Look` that repeats, advice."""
 
 
 @dataclass(frozen=True)
@@ -217,10 +226,7 @@ def _of_files(split: str, looks: list[Look], exif: str) -> Iterator[Finding]:
     if exif == "ignore" and (turned := [look for look in looks if look.turned]):
         advice = "pixels are read as stored; where masks were drawn on the upright picture, set exif=apply"
         yield Finding("warning", split, "EXIF turns the picture", len(turned), turned[0].path, advice)
-    for problem, key, advice in (
-        ("same picture more than once", "digest", "keep one of each: repeats weigh more in training and in the metric"),
-        ("same file name in several folders", "stem", "check that each has its own mask"),
-    ):
+    for problem, key, advice in TWICE:
         if repeats := _repeats(looks, key):
             yield Finding("warning", split, problem, len(repeats), " = ".join(repeats[0][:2]), advice)
     sizes = sorted({look.size for look in looks if look.digest}, key=lambda size: (size[0] * size[1], size))
@@ -249,9 +255,7 @@ def _of_labels(split: str, looks: list[Look], classes: tuple[Class, ...]) -> Ite
     total = pixels.sum(0)
     if len(classes) > 1 and void.any() and total[0] and not total[1:].any():
         first = truths[int(np.flatnonzero(void)[0])][0].path
-        advice = (
-            "if 255 is the object: dataset=folder with encoding=binary. As it is, nothing but void is beside class 0"
-        )
+        advice = "255 is void here; where it is the object, use dataset=folder with encoding=binary"
         yield Finding("error", split, "masks hold 0 and 255 only", int((void > 0).sum()), first, advice)
         return
     if empty := [look.path for (look, counts), v in zip(truths, void, strict=True) if v and not counts.any()]:
@@ -259,13 +263,13 @@ def _of_labels(split: str, looks: list[Look], classes: tuple[Class, ...]) -> Ite
         yield Finding(severity, split, "masks that are all void", len(empty), empty[0], "label them or leave them out")
     if total.any() and (absent := [c.name for c, count in zip(classes, total, strict=True) if not count]):
         names = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+        severity, advice = "info", "the split does not measure them"
         if split.startswith("train"):
-            advice = "a model cannot learn them: wrong numbers in classes=, or a split without them"
-            yield Finding("warning", split, "classes that never occur", len(absent), names, advice)
-        else:
-            yield Finding(
-                "info", split, "classes that never occur", len(absent), names, "the split does not measure them"
+            severity, advice = (
+                "warning",
+                "a model cannot learn them: wrong numbers in classes=, or a split without them",
             )
+        yield Finding(severity, split, "classes that never occur", len(absent), names, advice)
 
 
 def _of_overlap(looks: dict[str, list[Look]]) -> Iterator[Finding]:
@@ -273,20 +277,7 @@ def _of_overlap(looks: dict[str, list[Look]]) -> Iterator[Finding]:
     for (a, in_a), (b, in_b) in combinations(looks.items(), 2):
         if a in b or b in a:
             continue
-        for severity, problem, key, advice in (
-            (
-                "error",
-                "same picture in both splits",
-                "digest",
-                "take it out of one: the score would be of pictures seen",
-            ),
-            (
-                "warning",
-                "same file name in both splits",
-                "stem",
-                "the pictures differ; fine where numbering starts again",
-            ),
-        ):
+        for severity, problem, key, advice in IN_BOTH:
             first = {getattr(seen, key): seen for seen in in_a if getattr(seen, key)}
             both = [(first[getattr(seen, key)], seen) for seen in in_b if getattr(seen, key) in first]
             if key == "stem":
