@@ -8,7 +8,7 @@ import torch
 
 from zoo.errors import ZooError
 from zoo.metrics import SemanticMetric
-from zoo.metrics.boundary import _near, boundary_distance, boundary_labels
+from zoo.metrics.boundary import _inside, boundary_distance, boundary_labels
 from zoo.structures import VOID, Semantic
 
 
@@ -42,8 +42,8 @@ def test_boundaries_equal_iterated_erosion(size: tuple[int, int], distance: int)
     drawn = boundary_labels(torch.from_numpy(labels), distance).numpy()
     for label in (0, 1, 2, 5, 254):
         assert ((drawn == label) == boundary_of(labels, label, distance)).all()
-    near = _near(torch.from_numpy(labels), distance).numpy()  # what other devices do
-    assert (np.where(near, labels, VOID) == drawn).all()
+    inside = _inside(torch.from_numpy(labels), distance).numpy()  # what other devices do
+    assert (np.where(inside, VOID, labels) == drawn).all()
 
 
 def test_distance_is_a_share_of_the_diagonal() -> None:

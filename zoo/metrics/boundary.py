@@ -33,21 +33,26 @@ def boundary_labels(labels: Tensor, distance: int) -> Tensor:
     """
     if distance < 1:
         raise ZooError(f"a boundary is at least 1 pixel wide, not {distance}")
-    near = _near_cpu(labels, distance) if labels.device.type == "cpu" else _near(labels, distance)
-    return torch.where(near, labels, VOID)
+    inside = _inside_cpu(labels, distance) if labels.device.type == "cpu" else _inside(labels, distance)
+    return void_where(inside, labels)
 
 
-def _near_cpu(labels: Tensor, distance: int) -> Tensor:
+def void_where(mask: Tensor, labels: Tensor) -> Tensor:
+    """`labels` uint8 with 255 where `mask` bool; several times faster than `torch.where` on bytes."""
+    return labels | mask.view(torch.uint8) * VOID
+
+
+def _inside_cpu(labels: Tensor, distance: int) -> Tensor:
     marks = (cv2.morphologyEx(labels.numpy(), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) != 0).view(np.uint8)
     marks[[0, -1]] = 1
     marks[:, [0, -1]] = 1
-    width = 2 * distance - 1
-    # A box sum costs the same for any width, a dilation does not.
-    sums = cv2.boxFilter(marks, cv2.CV_32S, (width, width), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    return torch.from_numpy(sums != 0)
+    # A box sum costs the same for any width, a dilation does not. Sums saturate at 255, which is all that matters.
+    size = (2 * distance - 1, 2 * distance - 1)
+    sums = cv2.boxFilter(marks, cv2.CV_8U, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
+    return torch.from_numpy(sums == 0)
 
 
-def _near(labels: Tensor, distance: int) -> Tensor:
+def _inside(labels: Tensor, distance: int) -> Tensor:
     """The same in torch alone, for other devices. Labels are exact in float32."""
     x = labels[None, None].float()
     marks = (F.max_pool2d(x, 3, 1, 1) != -F.max_pool2d(-x, 3, 1, 1)).float()
@@ -55,4 +60,4 @@ def _near(labels: Tensor, distance: int) -> Tensor:
     marks[:, :, :, [0, -1]] = 1
     radius, width = distance - 1, 2 * distance - 1
     rows = F.max_pool2d(marks, (width, 1), 1, (radius, 0))
-    return F.max_pool2d(rows, (1, width), 1, (0, radius))[0, 0] > 0
+    return F.max_pool2d(rows, (1, width), 1, (0, radius))[0, 0] == 0

@@ -1,13 +1,13 @@
 """Counting label pairs: the one pass over the pixels that region metrics need.
 
-Label maps are coherent, so most pixels have the pair of their left neighbour. Lengths of runs are counted instead of
-pixels; where runs are too short to pay, OpenCV's two-dimensional histogram does. Nothing is masked: void is one more
-label.
+Label maps are coherent, so most pixels have the pair of their left neighbour. Runs of equal pairs are counted with
+their lengths; where runs are too short to pay, OpenCV's two-dimensional histogram does. Nothing is masked: void is one
+more row.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,64 +15,84 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zoo.structures import VOID
+
 Labels = NDArray[np.uint8]
 Counts = NDArray[np.int64]
 
 LABELS = 256
-_EXACT = 1 << 24  # OpenCV returns its integer histogram as float32
-_SHORT = 5  # pixels a run: below that the histogram is faster (measured: they cross between 4 and 6)
+_SHORT = 10  # pixels a run: below that the histogram is faster
+_EXACT = 1 << 24  # OpenCV gives its integer histogram back as float32
 
 
-class Pairs(NamedTuple):
-    """How many pixels have which (truth, prediction): three arrays int64 (n,). A pair may occur more than once."""
+def pair_counts(truth: Tensor, prediction: Tensor, classes: int) -> Counts:
+    """Pixels by truth and prediction: two maps uint8 of one shape and device -> int64 (K + 2, K + 1).
 
-    truth: Counts
-    prediction: Counts
-    pixels: Counts
-
-
-def count_pairs(truth: Tensor, prediction: Tensor) -> Pairs:
-    """Pairs of labels of two maps uint8 of one shape and device, each pixel once.
-
-    On another device than the CPU this waits for it: the table of counts comes back.
+    Rows are the K classes, void, and labels that are neither; columns are the K classes and everything else. On another
+    device than the CPU this waits for the device.
     """
     if truth.device.type != "cpu":
-        return _nonzero(_table(truth, prediction))
+        return _fold(_table(truth, prediction), classes)
     t, p = truth.detach().numpy().ravel(), prediction.detach().numpy().ravel()
-    if not t.size:
-        return Pairs(*np.zeros((3, 0), np.int64))
-    changes = np.not_equal(t[1:], t[:-1])
-    changes |= np.not_equal(p[1:], p[:-1])
-    if np.count_nonzero(changes) * _SHORT > t.size:
-        return _nonzero(_histogram(t, p))
-    return _runs(t, p, changes)
+    ends = np.zeros(-(-t.size // 8) * 8, np.bool_)  # where a run ends, padded to whole words
+    inner = ends[: max(t.size - 1, 0)]
+    np.not_equal(t[1:], t[:-1], out=inner)
+    inner |= np.not_equal(p[1:], p[:-1])
+    ends[t.size - 1 : t.size] = True
+    if np.count_nonzero(ends) * _SHORT > t.size:
+        return _fold(_histogram(t, p), classes)
+    return _runs(t, p, _positions(ends), classes)
 
 
-def _runs(truth: Labels, prediction: Labels, changes: NDArray[np.bool_]) -> Pairs:
-    """`changes` (n - 1,) says where a pixel's right neighbour has another pair."""
-    last = np.append(np.flatnonzero(changes), truth.size - 1)
-    return Pairs(truth[last].astype(np.int64), prediction[last].astype(np.int64), np.diff(last, prepend=-1))
+def _positions(flags: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """`np.flatnonzero` of a multiple of 8 flags, few of them set: twice as fast by finding the words with any."""
+    words = flags.view(np.uint64)
+    some = np.flatnonzero(words != 0)
+    within = np.flatnonzero(words[some].view(np.bool_))
+    positions = some[within >> 3]
+    positions <<= 3
+    positions += within & 7
+    return positions
+
+
+def _runs(truth: Labels, prediction: Labels, ends: NDArray[np.intp], classes: int) -> Counts:
+    """Counts from the last pixel of each run."""
+    lengths = np.empty(ends.size)  # float64 as bincount wants it: exact up to 2^53 pixels
+    lengths[:1] = ends[:1] + 1
+    np.subtract(ends[1:], ends[:-1], out=lengths[1:])
+    rows = truth.take(ends)
+    rows += np.uint8(1)  # void, 255, becomes 0
+    np.minimum(rows, min(classes + 1, VOID), out=rows)
+    columns = prediction.take(ends)
+    np.minimum(columns, classes, out=columns)
+    codes = np.multiply(rows, classes + 1, dtype=np.intp)
+    codes += columns
+    counts = np.bincount(codes, weights=lengths, minlength=(classes + 2) * (classes + 1))
+    counts = counts.reshape(classes + 2, classes + 1).astype(np.int64)
+    return np.concatenate([counts[1:-1], counts[:1], counts[-1:]])
+
+
+def _histogram(truth: Labels, prediction: Labels) -> NDArray[Any]:
+    """Pixels by both labels, (256, 256), whole numbers in float32, or float64 for images too large for it."""
+    both = truth[None], prediction[None]
+    if truth.size <= _EXACT:
+        return cv2.calcHist(both, [0, 1], None, [LABELS, LABELS], [0, LABELS, 0, LABELS])
+    halves = truth.size // 2
+    first = _histogram(truth[:halves], prediction[:halves]).astype(np.float64)
+    return first + _histogram(truth[halves:], prediction[halves:])
 
 
 def _table(truth: Tensor, prediction: Tensor) -> Counts:
+    """The same in torch, for other devices."""
     codes = truth.flatten().int() * LABELS + prediction.flatten()
     return torch.bincount(codes, minlength=LABELS * LABELS).view(LABELS, LABELS).cpu().numpy()
 
 
-def _histogram(truth: Labels, prediction: Labels) -> Counts:
-    table = np.zeros((LABELS, LABELS), np.int64)
-    for start in range(0, truth.size, _EXACT):
-        both = [truth[None, start : start + _EXACT], prediction[None, start : start + _EXACT]]
-        part = cv2.calcHist(both, [0, 1], None, [LABELS, LABELS], [0, LABELS, 0, LABELS])
-        table += part.astype(np.int64)
-    return table
-
-
-def _nonzero(table: Counts) -> Pairs:
-    truth, prediction = np.nonzero(table)
-    return Pairs(truth, prediction, table[truth, prediction])
-
-
-def bincount(labels: Counts, pixels: Counts, size: int) -> Counts:
-    """int64 (size,): the pixels of each label below `size`. Exact below 2^53 pixels an image."""
-    return np.bincount(labels, weights=pixels, minlength=size)[:size].astype(np.int64)
+def _fold(table: NDArray[Any], classes: int) -> Counts:
+    """(256, 256) -> (K + 2, K + 1)."""
+    void, strange = table[VOID:], table[classes:VOID].sum(0, dtype=np.float64, keepdims=True)
+    counts = np.empty((classes + 2, classes + 1), np.int64)
+    for rows, part in ((slice(classes), table[:classes]), (slice(classes, -1), void), (slice(-1, None), strange)):
+        counts[rows, :classes] = part[:, :classes]
+        counts[rows, classes] = part[:, classes:].sum(1, dtype=np.float64)
+    return counts

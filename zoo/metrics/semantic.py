@@ -12,8 +12,8 @@ from torch import Tensor
 
 from zoo.errors import ZooError, unknown
 from zoo.metrics.base import ANONYMOUS, Metric
-from zoo.metrics.boundary import boundary_distance, boundary_labels
-from zoo.metrics.counts import Counts, Pairs, bincount, count_pairs
+from zoo.metrics.boundary import boundary_distance, boundary_labels, void_where
+from zoo.metrics.counts import Counts, pair_counts
 from zoo.structures import VOID, Class, Target
 
 Floats = NDArray[np.float64]
@@ -94,14 +94,13 @@ class SemanticMetric(Metric):
         ]
         if not images:
             return
-        counted = [self._labelled(number, count_pairs(truth, prediction)) for number, prediction, truth in images]
+        counts = [self._count(number, prediction, truth) for number, prediction, truth in images]
         self._append("ids", [np.int64(number) for number, _, _ in images])
-        self._append("statistics", [self._statistics(pairs) for pairs in counted])
+        self._append("statistics", [_statistics(each) for each in counts])
         if self.boundary is not None:
-            boundaries = [self._boundary_pairs(prediction, truth) for _, prediction, truth in images]
-            self._append("boundary_statistics", [self._statistics(pairs) for pairs in boundaries])
-        confusion = np.sum([self._confusion(pairs) for pairs in counted], axis=0)
-        self.confusion = self.confusion + torch.from_numpy(confusion).to(self.device)
+            edges = [self._count_edges(prediction, truth) for _, prediction, truth in images]
+            self._append("boundary_statistics", [_statistics(each) for each in edges])
+        self.confusion = self.confusion + torch.from_numpy(sum(counts[1:], counts[0])).to(self.device)
 
     def compute(self) -> dict[str, float]:
         """All scores by name; see the class. Per-class names end in "/" and the name of the class."""
@@ -165,42 +164,27 @@ class SemanticMetric(Metric):
             )
         return prediction, truth.to(prediction.device)
 
-    def _labelled(self, number: int, pairs: Pairs) -> Pairs:
-        """The pairs whose truth is a class; the others must be void."""
-        wrong = (pairs.truth >= len(self.classes)) & (pairs.truth != VOID)
-        if wrong.any():
-            value = int(pairs.truth[wrong].min())
-            pixels = int(pairs.pixels[pairs.truth == value].sum())
+    def _count(self, number: int, prediction: Tensor, truth: Tensor) -> Counts:
+        """The confusion matrix (K, K + 1) of an image, void left out."""
+        count = len(self.classes)
+        counts = pair_counts(truth, prediction, count)
+        if counts[count + 1].any():
+            strange = truth[(truth >= count) & (truth != VOID)]
+            value = int(strange.min())
             raise ZooError(
-                f"{_name(number)}: the truth has label {value} on {pixels} pixels, but labels are "
-                f"0..{len(self.classes) - 1} and 255 for void: give the metric the classes of the data"
+                f"{_name(number)}: the truth has label {value} on {int((strange == value).sum())} pixels, but labels "
+                f"are 0..{count - 1} and 255 for void: give the metric the classes of the data"
             )
-        keep = pairs.truth != VOID
-        return Pairs(*(column[keep] for column in pairs))
+        return counts[:count]
 
-    def _boundary_pairs(self, prediction: Tensor, truth: Tensor) -> Pairs:
+    def _count_edges(self, prediction: Tensor, truth: Tensor) -> Counts:
+        """Pixels by their classes in both maps, (K + 1, K + 1), where each counts as void off its boundaries."""
         assert self.boundary is not None
         distance = boundary_distance((truth.shape[0], truth.shape[1]), self.boundary)
         # Void leaves both maps before boundaries are drawn, else what is predicted there would move them.
-        seen = torch.where(truth == VOID, VOID, prediction)
-        return count_pairs(boundary_labels(truth, distance), boundary_labels(seen, distance))
-
-    def _statistics(self, pairs: Pairs) -> Counts:
-        """Intersection, truth and predicted pixels of each class, (3, K)."""
-        hit = pairs.truth == pairs.prediction
-        count = len(self.classes)
-        return np.stack(
-            [
-                bincount(pairs.truth[hit], pairs.pixels[hit], count),
-                bincount(pairs.prediction, pairs.pixels, count),
-                bincount(pairs.truth, pairs.pixels, count),
-            ]
-        )
-
-    def _confusion(self, pairs: Pairs) -> Counts:
-        count = len(self.classes)
-        codes = pairs.truth * (count + 1) + np.minimum(pairs.prediction, count)
-        return bincount(codes, pairs.pixels, count * (count + 1)).reshape(count, count + 1)
+        seen = void_where(truth == VOID, prediction)
+        counts = pair_counts(boundary_labels(truth, distance), boundary_labels(seen, distance), len(self.classes))
+        return counts[:-1]
 
     def _append(self, name: str, rows: Sequence[Counts | np.int64]) -> None:
         getattr(self, name).append(torch.from_numpy(np.stack(rows)).to(self.device))
@@ -209,6 +193,12 @@ class SemanticMetric(Metric):
         """The table `name` of all processes in order of ids, float64."""
         with self.gathered():
             return self.table(name)[self.order()].double().cpu().numpy()
+
+
+def _statistics(counts: Counts) -> Counts:
+    """Intersection, predicted and truth of each class, (3, K), from counts of K or more rows and K + 1 columns."""
+    count = counts.shape[1] - 1
+    return np.stack([counts.diagonal()[:count], counts[:, :count].sum(0), counts[:count].sum(1)])
 
 
 def class_scores(statistics: Counts | Floats, absent: str = "union") -> dict[str, Floats]:
