@@ -143,12 +143,12 @@ def balloon(rng: Rng, sun: float) -> Built:
 
 
 THINGS: dict[str, tuple[float, Callable[[Rng, float], Built]]] = {
-    "tree": (0.27, tree),
-    "house": (0.23, house),
-    "ball": (0.17, ball),
-    "tent": (0.23, tent),
-    "rock": (0.21, rock),
-    "balloon": (0.17, balloon),
+    "tree": (0.3, tree),
+    "house": (0.26, house),
+    "ball": (0.2, ball),
+    "tent": (0.27, tent),
+    "rock": (0.25, rock),
+    "balloon": (0.19, balloon),
 }
 """Pixels of one local unit, as a share of the image's height, for a thing in the foreground; and what builds it."""
 
