@@ -1,7 +1,7 @@
 """Semantic evaluation against torchmetrics and torch: python benchmarks/metrics.py
 
-One thread, contenders in one process in turns of five calls, medians of CPU time; "cold" is ours after its data left the
-caches. Every value is compared with ours before anything is timed. "Coherent" maps change from a pixel to its right
+One thread, contenders in one process in turns of five calls, medians of CPU time; "cold" is ours after its data left
+the caches. Every value is compared with ours before anything is timed. "Coherent" maps change from a pixel to its right
 neighbour about as often as real ones with their predictions do (the truth of CamVid alone: 2.4 %); "ragged" ones three
 times as often. Exit code 1 if a target is missed.
 """
