@@ -238,7 +238,9 @@ class SkipDecoder(nn.Module):
         x = self.center(features[-1])
         for block, (stride, level) in zip(self.blocks, self.steps, strict=True):
             skip = None if level is None else features[level]
-            x = block(x, skip, (-(-size[0] // stride), -(-size[1] // stride)) if skip is None else skip.shape[-2:])
+            # as smp: without a skip to follow, the size rounds down
+            free = max(1, size[0] // stride), max(1, size[1] // stride)
+            x = block(x, skip, free if skip is None else skip.shape[-2:])
         return x
 
 

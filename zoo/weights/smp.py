@@ -166,7 +166,7 @@ def _timm_names(name: str, encoder: Mapping[str, Tensor]) -> tuple[dict[str, Ten
     with torch.random.fork_rng(devices=[]):
         model = create_backbone(name, levels=5).model
     ours = model.state_dict()
-    theirs = {key.replace(".", "_", 1) if key.split(".")[1].isdigit() else key: key for key in ours}
+    theirs = {key.replace(".", "_", 1): key for key in ours}
     renamed = {key if key in ours else theirs.get(key, key): value for key, value in encoder.items()}
     stem = next((key for key, value in ours.items() if value.ndim == 4), None)
     return renamed, renamed[stem].shape[1] if stem in renamed else 3
