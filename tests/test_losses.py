@@ -117,7 +117,11 @@ def test_a_perfect_prediction_costs_nothing(loss: Loss, options: dict[str, Any])
     labels = batch()[1]
     logits = 200 * F.one_hot(labels.long() % VOID, K).permute(0, 3, 1, 2).float()
     if not options.get("label_smoothing"):
-        assert loss(logits, labels, **options).item() == pytest.approx(0, abs=1e-6)
+        value = loss(logits.requires_grad_(), labels, **options)
+        value.backward()
+        assert value.item() == pytest.approx(0, abs=1e-6)
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
 
 
 def test_cross_entropy_by_hand() -> None:

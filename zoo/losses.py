@@ -75,7 +75,7 @@ def _hard(losses: Tensor, limit: float, min_kept: int) -> Tensor:
     wanted = min(min_kept, losses.numel())
     if int(kept.sum()) >= wanted:
         return kept
-    return losses >= losses.flatten().kthvalue(losses.numel() - wanted + 1).values.clamp(min=0.0)
+    return losses >= losses.flatten().kthvalue(losses.numel() - wanted + 1).values
 
 
 def focal(
