@@ -139,13 +139,13 @@ def _ground_plan(rng: Rng, size: Size, horizon: float) -> np.ndarray:
         waves = sum(
             rng.uniform(0.3, 1.0) / k * np.sin(k * np.pi * x[0] / width * 2 + rng.uniform(0, 6.28)) for k in (1, 2, 3)
         )
-        ridge = horizon - height * (rng.uniform(0.08, 0.16) + 0.05 * waves)
+        ridge = horizon - height * (rng.uniform(0.12, 0.18) + 0.045 * waves)
         plan[(y >= ridge) & (y < horizon)] = HILL
     if rng.random() < 0.8:
         depth = np.clip((y - horizon) / (height - horizon), 0, 1)
         centre = rng.uniform(0.2, 0.8) * (1 - depth) + rng.uniform(0.0, 1.0) * depth
         centre = centre + rng.uniform(-0.25, 0.25) * depth * (1 - depth) * 2
-        half = 0.03 + rng.uniform(0.12, 0.28) * depth
+        half = 0.04 + rng.uniform(0.16, 0.28) * depth
         plan[(y >= horizon) & (np.abs(x / width - centre) < half)] = ROAD
     return plan
 
