@@ -72,7 +72,8 @@ def test_a_single_run_leaves_its_files_and_ends_with_the_table(
     assert facts["overrides"] == ["model=fcn", *TINY]
     assert yaml.safe_load((out / "config.yaml").read_text())["trainer"]["steps"] == 4
     assert "[1/1] fcn on scenes -> runs/" in done.stdout
-    assert re.search(r"fcn .*ok", done.stdout.splitlines()[-2])
+    assert re.search(r"fcn .*ok", done.stdout.splitlines()[-3])
+    assert done.stdout.endswith(f"pictures, checkpoints and numbers are in runs/{out.name}\n")
     assert {path.name for path in out.parent.parent.iterdir()} == {"runs"}  # nothing beside it
 
 
@@ -126,7 +127,7 @@ def test_predict_pictures(trained: tuple[Path, subprocess.CompletedProcess[str]]
 
 
 def test_resume_goes_on_in_the_same_folder(tmp_path: Path) -> None:
-    """Ctrl-C saves and ends the run; what is resumed ends with the weights of a run that never stopped."""
+    """Ctrl-C saves and ends the run; `resume=` takes it up after that step."""
     long = [*TINY, "trainer.steps=40", "trainer.evaluate_every=40", "trainer.save_every=40"]
     arguments = [sys.executable, str(ROOT / "train.py"), "model=fcn", *long]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -147,6 +147,7 @@ def _finish(name: str) -> int:
         codes = [0 if result.read(out)["status"] == "ok" else 1 for out in runs]
     if (_sweep or 0 in codes) and _rank() == 0:
         print_table(out for out in runs if (out / result.FILE).is_file())
+        print(f"pictures, checkpoints and numbers are in {os.path.relpath(_sweep[0] if _sweep else runs[0])}")
     return (1 if any(codes) else 0) if _sweep else max(codes, default=0)
 
 

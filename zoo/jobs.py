@@ -55,10 +55,16 @@ def run(kind: str, config: Config, out: Path, overrides: list[str]) -> int:
         mistake = _mistake(error)
         if mistake:
             return _failed(out, "failed", mistake, 2)
+        if RANK:  # the run folder is rank 0's
+            traceback.print_exc()
+            return 1
         log = out / "error.log"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         last = str(error).strip().rpartition("\n")[2]
         return _failed(out, "failed", f"{type(error).__name__}: {last}", 1, f" (traceback in {os.path.relpath(log)})")
+    finally:
+        if torch.distributed.is_initialized():  # processes of an outer launcher go on to the next job
+            torch.distributed.destroy_process_group()
 
 
 def _mistake(error: Exception) -> str | None:
@@ -81,6 +87,8 @@ def train(fabric: Fabric, config: Config, out: Path, overrides: list[str], resum
     out = _begin(fabric, config, out, overrides)
     seed, task = config["seed"], config["task"]["name"]
     data = create_datasets(config["dataset"], task, seed)
+    for dataset in data.values():
+        dataset.records = dataset.records[: config["limit"]]
     torch.manual_seed(seed)
     model = build_model(config, data["train"])
     if config["weights"] and not resume:
