@@ -65,7 +65,8 @@ def fit(
             result then says "failed", and no checkpoint was overwritten by a bad one.
     """
     fabric = fabric or create_fabric()
-    parts = (model, train, val, test, Path(out), dict(optimizer or {}), resume, seed, Recipe.of(recipe))
+    Recipe.of(recipe)  # mistakes come before processes
+    parts = (model, train, val, test, Path(out), dict(optimizer or {}), resume, seed, recipe)
     with _failures_noted(fabric, Path(out)):
         return launch(fabric, _fit, *parts)
 
@@ -147,8 +148,9 @@ def _fit(
     optimizer: dict[str, Any],
     resume: bool,
     seed: int,
-    recipe: Recipe,
+    keywords: dict[str, Any],
 ) -> dict[str, Any]:
+    recipe = Recipe.of(keywords)
     _check(fabric, model, train, out, resume, recipe)
     final = test or val
     if fabric.is_global_zero:

@@ -91,13 +91,12 @@ def freeze_norms(model: nn.Module, which: str | bool) -> None:
 
 
 def compile_parts(model: nn.Module) -> None:
-    """Compile the parts of `model` in place: the trunk of its backbone and its heads.
+    """Compile the parts of `model` in place: its backbone and its heads.
 
     The model's own verbs stay plain Python; they are where images of other sizes, structures and lists live.
     """
-    for name, child in model.named_children():
-        trunk = getattr(child, "model", None) if name == "backbone" else None
-        for part in _callable_parts(trunk if isinstance(trunk, nn.Module) else child):
+    for child in model.children():
+        for part in _callable_parts(child):
             part.compile()
 
 
