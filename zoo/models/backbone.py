@@ -27,6 +27,7 @@ from timm.models import split_model_name_tag
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from zoo.checkpoint import read
 from zoo.errors import ZooError, unknown
 from zoo.models.dilation import CONVERTERS, dilate_first_blocks
 
@@ -142,6 +143,10 @@ class Backbone(nn.Module):
             for feature, stride in zip(features, self.strides, strict=True)
         ]
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile `extract` in place. (Of a module torch compiles `forward`, which models here go past.)"""
+        self.extract = torch.compile(self.extract, *args, **options)  # type: ignore[method-assign]
+
     def _missing(self, length: int) -> int:
         """Pixels to add to `length` so that the architecture takes it."""
         return max(-length % self.multiple, self.smallest - length)
@@ -216,6 +221,8 @@ def create_backbone(
     if isinstance(model, FeatureGetterNet):
         model, indices = model.model, tuple(cast(Any, model.out_indices))
         taps = taps or "getter"
+    if isinstance(pretrained, (str, Path)):
+        _check_complete(name, model, pretrained)
     if output_stride < 32 and family in CONVERTERS:
         CONVERTERS[family](model, output_stride)
     if multi_grid is not None or (dilation == "full" and output_stride < 32):
@@ -292,6 +299,19 @@ def _timm_model(
         raise ZooError(
             f"timm cannot build {name} as a backbone ({_brief(error)}): use one with features, such as {EXAMPLES}"
         ) from error
+
+
+def _check_complete(name: str, model: nn.Module, file: str | Path) -> None:
+    """timm takes any file and leaves what it does not find there at random: refuse one that lacks something."""
+    content = read(file)
+    content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
+    given = {key.removeprefix("module.") for key in content}
+    lacking = [key for key in model.state_dict() if key not in given and not key.endswith("num_batches_tracked")]
+    if lacking:
+        raise ZooError(
+            f"{str(file)!r} does not hold timm's weights of backbone {name}: it lacks {len(lacking)} of "
+            f"{len(model.state_dict())} keys, such as {lacking[0]}"
+        )
 
 
 def _no_weights(name: str, pretrained: bool | str | Path, error: Exception) -> ZooError:

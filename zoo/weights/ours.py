@@ -21,7 +21,7 @@ def recipe(file: Mapping[str, Any]) -> Recipe:
     Raises:
         ZooError: the file has no header or no weights.
     """
-    header, state = file.get("header"), file.get("state")
+    header, state = file.get("header"), (file.get("training") or {}).get("average") or file.get("state")
     if not isinstance(header, Mapping) or not isinstance(state, Mapping):
         raise ZooError("this checkpoint of ours has no header or no weights: it was not written by save_model")
     lacking = [key for key in ("name", "classes", "backbone", "options") if key not in header]
