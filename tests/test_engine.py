@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning_utilities.core.rank_zero import rank_zero_only
 from tiny import FAST, SGD, Tiny, cpu, same, scenes, small_fcn, weights
 from torch import nn
 
 import zoo.training
 from zoo import checkpoint
 from zoo.data import Dataset
-from zoo.engine import create_fabric, evaluate, fit
+from zoo.devices import Stop
+from zoo.engine import create_fabric, create_tensorboard, evaluate, fit
 from zoo.errors import ZooError
 from zoo.evaluation import renaming
 from zoo.metrics import create_metric
@@ -225,21 +228,20 @@ def test_channels_last(tmp_path: Path) -> None:
 
 
 def test_compiled_parts_cover_the_weights_and_keep_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, compiled = nn.Module.compile, []
+    original, compiled = torch.compile, []
 
-    def eager(self: nn.Module) -> None:
-        compiled.append(self)
-        original(self, backend="eager")
+    def eager(function: Any) -> Any:
+        compiled.append(function.__self__)
+        return original(function, backend="eager")
 
-    monkeypatch.setattr(nn.Module, "compile", eager)
+    monkeypatch.setattr(torch, "compile", eager)
     model = small_fcn(dropout=0.0)
     train = scenes()
     batch = Batch.collate([train[0], train[1]])
-    expected = {name: float(value) for name, value in model.loss(batch).items()}
+    expected = {name: value.item() for name, value in model.loss(batch).items()}
     compile_parts(model)
-    covered = {id(p) for part in compiled for p in part.parameters()}
-    assert covered == {id(p) for p in model.parameters()}
-    assert {name: float(value) for name, value in model.loss(batch).items()} == pytest.approx(expected, rel=1e-6)
+    assert {id(p) for part in compiled for p in part.parameters()} == {id(p) for p in model.parameters()}
+    assert {name: value.item() for name, value in model.loss(batch).items()} == pytest.approx(expected, rel=1e-6)
     assert "loss" not in vars(model)
 
 
@@ -357,6 +359,14 @@ def test_a_model_file_cannot_be_resumed(tmp_path: Path) -> None:
         run(tmp_path, resume=True)
 
 
+def test_a_run_of_another_model_cannot_be_resumed(tmp_path: Path) -> None:
+    run(tmp_path, steps=1)
+    with pytest.raises(ZooError, match=r"of another model or optimizer .*resume with the settings"):
+        run(tmp_path, small_fcn(), resume=True)
+    with pytest.raises(ZooError, match="of another model or optimizer"):
+        run(tmp_path, optimizer={**SGD, "backbone_lr_factor": 0.1}, resume=True)
+
+
 def test_a_mistake_in_a_worker_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ZooError) as error:
         fit(Tiny(scenes().classes), Broken(length=4), out=tmp_path, fabric=cpu(), steps=1, batch_size=2, workers=1)
@@ -412,6 +422,7 @@ def test_devices_that_are_not_there(options: dict[str, Any], said: str) -> None:
 
 
 def test_torchrun_decides_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Fabric sets it for good
     for name, value in {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x",
@@ -420,6 +431,55 @@ def test_torchrun_decides_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     fabric = create_fabric("cpu", devices=1)
     assert (fabric.world_size, fabric.global_rank, fabric.local_rank) == (4, 3, 1)
     assert type(fabric.strategy.launcher).__name__ != "_MultiProcessingLauncher"
+
+
+def test_a_second_interrupt_stops_at_once_and_ignored_signals_stay_ignored() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# ---- what people see
+
+
+def test_tensorboard_gets_the_rows(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, fabric=create_fabric("cpu", loggers=[create_tensorboard(tmp_path / "events")]))
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    logged = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert logged == pytest.approx(rows(tmp_path, "train/loss"), rel=1e-6)
+
+
+def test_a_terminal_gets_a_bar_and_a_file_gets_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "file", steps=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 1", "step 2"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    run(tmp_path / "terminal", steps=2)
+    assert "2/2" in capsys.readouterr().out
+
+
+def test_deterministic_kernels_are_asked_for(tmp_path: Path) -> None:
+    try:
+        run(tmp_path, steps=1, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # ---- evaluation

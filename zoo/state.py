@@ -91,9 +91,9 @@ def freeze_norms(model: nn.Module, which: str | bool) -> None:
 
 
 def compile_parts(model: nn.Module) -> None:
-    """Compile the parts of `model` in place: its backbone and its heads.
+    """Compile the parts of `model` in place: its backbone, by that one's own rule, and its heads.
 
-    The model's own verbs stay plain Python; they are where images of other sizes, structures and lists live.
+    The model's verbs stay plain Python; they are where images of other sizes, structures and lists live.
     """
     for child in model.children():
         for part in _callable_parts(child):

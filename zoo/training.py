@@ -192,10 +192,16 @@ class Run:
         training = file.get("training")
         if not training:
             raise ZooError(f"{path} is a model file without training state: start from it with weights=")
-        self.model.load_state_dict(file["state"])
-        self.bare_optimizer.load_state_dict(training["optimizer"])
-        if self.average is not None and training["average"] is not None:
-            self.average.model.load_state_dict(training["average"])
+        try:
+            self.model.load_state_dict(file["state"])
+            self.bare_optimizer.load_state_dict(training["optimizer"])
+            if self.average is not None and training["average"] is not None:
+                self.average.model.load_state_dict(training["average"])
+        except (RuntimeError, ValueError) as error:
+            raise ZooError(
+                f"{path} is of another model or optimizer ({str(error).splitlines()[0]}): resume with the settings "
+                f"that the run was started with"
+            ) from error
         self.fabric.strategy.precision.load_state_dict(training["scaler"])
         self.progress = Progress(**training["progress"])
         if len(training["random"]) == self.fabric.world_size:
