@@ -66,11 +66,12 @@ def load_weights(model: Any, weights: str | Path | Mapping[str, Any], skip_head:
         ZooError: a table of every key that is missing, unexpected or of another shape; `model` is as it was.
     """
     content, config, where = _open(weights)
-    if set(content) & set(model.state_dict()) and not ours.recognizes(content):
-        fit_state(model, content, where, head_keys(model) if skip_head else ())
+    skip = head_keys(model) if skip_head else ()
+    if _source(content) is None and set(content) & set(model.state_dict()):
+        fit_state(model, content, where, skip)
         return
     found = _recipe(content, config, model.backbone.name, where)
-    fit_state(model, found.state, where, head_keys(model) if skip_head else ())
+    fit_state(model, found.state, where, skip)
     model.provenance = {"source": found.source, "file": where, "assumed": found.assumed}
     backbone = found.backbone
     if "mean" in backbone and len(backbone["mean"]) == len(model.backbone.config["mean"]):
@@ -125,12 +126,19 @@ def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise ZooError(f"{folder / 'config.json'} is not JSON: {error}") from error
 
 
-def _recipe(content: dict[str, Any], config: dict[str, Any], backbone: str | None, where: str) -> Recipe:
+def _source(content: Mapping[str, Any]) -> str | None:
+    """Whose layout this is: "zoo" for files of ours, a name in SOURCES, or None."""
     if ours.recognizes(content):
+        return "zoo"
+    return next((name for name, source in SOURCES.items() if source.recognizes(content)), None)
+
+
+def _recipe(content: dict[str, Any], config: dict[str, Any], backbone: str | None, where: str) -> Recipe:
+    source = _source(content)
+    if source == "zoo":
         return ours.recipe(content)
-    for source in SOURCES.values():
-        if source.recognizes(content):
-            return source.recipe(content, config, backbone)
+    if source is not None:
+        return SOURCES[source].recipe(content, config, backbone)
     some = ", ".join(list(content)[:3])
     raise ZooError(
         f"{where} is of no known layout (keys such as {some}): ours, {' and '.join(SOURCES)} load; weights of a "

@@ -23,13 +23,11 @@ from zoo.weights.recipe import Recipe
 # Its other decoders, by a key that only they have.
 OTHERS = {
     "decoder.blocks.x_0_0.conv1.0.weight": "Unet++",
-    "decoder.center.query_conv": "MAnet",
-    "decoder.pab.": "MAnet",
+    "decoder.center.top_conv.": "MAnet",
     "decoder.blocks.0.block.0.0.weight": "Linknet",
     "decoder.p5.weight": "FPN",
+    "decoder.fpn_lateral_blocks.": "UPerNet",  # has a pyramid pooling as well: before PSPNet
     "decoder.psp.blocks.": "PSPNet",
-    "decoder.fpn_lateral_blocks.": "UPerNet",
-    "decoder.feature_norms.": "UPerNet",
     "decoder.mlp_stage.": "Segformer",
     "decoder.aspp.0.convs.": "DeepLabV3+",
     "decoder.fpa.": "PAN",
