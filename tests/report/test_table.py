@@ -120,3 +120,25 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "nowhere" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 1
+
+
+def test_what_sets_two_runs_apart_is_a_column(tmp_path: Path) -> None:
+    for lr in ("0.1", "0.01"):
+        run(tmp_path / lr, "unet", float(lr), overrides=["model=unet", "dataset=camvid", f"optimizer.lr={lr}"])
+    (table,) = tabulate(collect([tmp_path]))
+    text = to_markdown(table)
+    assert "| unet | resnet18 | optimizer.lr=0.1 | **10.00** |" in text
+    assert "dataset=camvid" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_narrow_terminal_drops_columns_not_letters(tmp_path: Path, width: int) -> None:
+    run(tmp_path / "a", "deeplabv3", 0.5, cost={"parameters": 1e6, "flops": 2e9, "latency_ms": 3, "train_seconds": 4})
+    run(tmp_path / "b", "unet", math.nan, status="failed")
+    text = io.StringIO()
+    print_table([tmp_path], Console(file=text, width=width))
+    lines = text.getvalue().splitlines()
+    assert "…" not in text.getvalue()
+    assert any("deeplabv3" in line and "50.00" in line and "ok" in line for line in lines)
+    assert ("train s" in text.getvalue()) == ("Left out" not in text.getvalue())
+    assert "unet resnet18: failed: CUDA out of memory" in text.getvalue()

@@ -10,12 +10,15 @@ import csv
 import io
 import math
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -34,12 +37,27 @@ COST = {  # heading -> (fact, divisor)
     "train s": ("train_seconds", 1.0),
 }
 
+SHORT = {"pixel_accuracy": "pixel acc", "mean_accuracy": "mean acc", "boundary_IoU": "boundary"}  # terminal headings
+WORDS = ("model", "backbone", "overrides", "status")
+WIDE = 200  # columns of a "terminal" that is a pipe or a file
+
 
 @dataclass
 class Row:
     """One line: the runs of one model that differ in the seed alone."""
 
     runs: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The model and its backbone."""
+        return f"{self.runs[0].get('model') or '?'} {self.runs[0].get('backbone') or ''}".strip()
+
+    @property
+    def overrides(self) -> set[str]:
+        """What was set on the command line, but for what other columns show."""
+        shown = ("model=", "backbone=", "seed=")
+        return {text for text in self.runs[0].get("overrides", []) if not text.lstrip("+").startswith(shown)}
 
     @property
     def good(self) -> list[dict[str, Any]]:
@@ -71,6 +89,11 @@ class Table:
     task: str
     columns: tuple[str, ...]
     rows: list[Row] = field(default_factory=list)
+
+    @property
+    def common(self) -> set[str]:
+        """The overrides that all runs share."""
+        return set.intersection(*(row.overrides for row in self.rows)) if self.rows else set()
 
     def best(self, name: str) -> float:
         """The highest mean of a metric, rounded as it is shown (equal as shown means equal)."""
@@ -110,24 +133,48 @@ def tabulate(runs: Sequence[dict[str, Any]]) -> list[Table]:
 
 def print_table(paths: Iterable[str | Path], console: Console | None = None) -> list[Table]:
     """Print the tables of the results below `paths` and return them."""
-    console = console or Console()
+    console = console or (Console() if sys.stdout.isatty() else Console(width=WIDE))
     tables = tabulate(collect(paths))
     if not tables:
         console.print(f"no {results.FILE} there")
     for table in tables:
-        console.print(to_rich(table))
+        _print(table, console)
     if len(tables) > 1:
         console.print("Several tables: these runs differ in data, classes or protocol and cannot be compared.")
     return tables
 
 
-def to_rich(table: Table) -> RichTable:
-    """For the terminal; the best of each metric is bold."""
-    drawn = RichTable(title=Text(table.title), title_justify="left", header_style="bold")
-    for number, heading in enumerate(_headings(table)):
-        drawn.add_column(heading, justify="left" if number < 2 or heading == "status" else "right")
+def _print(table: Table, console: Console) -> None:
+    """One table, as many columns of it as fit the console, and below it why runs failed."""
+    headings = _headings(table)
+    drawn = _draw(table, headings)
+    dropped: list[str] = []
+    optional = [*table.columns[1:], *COST]  # the last is the first to go
+    unbounded = console.options.update(width=10_000)
+    while optional and Measurement.get(console, unbounded, drawn).maximum > console.width:
+        dropped.append(optional.pop())
+        drawn = _draw(table, [heading for heading in headings if heading not in dropped])
+    console.print(Text(table.title, style="italic"))
+    console.print(drawn)
+    if dropped:
+        console.print(f"Left out for want of room: {', '.join(dropped)}. A wider terminal or --markdown shows them.")
     for row in table.rows:
-        drawn.add_row(*(Text(text, style="bold" if bold else "") for text, bold in _cells(table, row)))
+        if row.status != "ok":
+            console.print(Text(f"{row.name}: {row.status}"))
+
+
+def _draw(table: Table, headings: Sequence[str]) -> RichTable:
+    """For the terminal; the best of each metric is bold."""
+    drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, header_style="bold")
+    for heading in headings:
+        text = heading in ("model", "backbone", "overrides", "status")
+        drawn.add_column(
+            SHORT.get(heading, heading), justify="left" if text else "right", no_wrap=heading != "overrides"
+        )
+    for row in table.rows:
+        cells = dict(zip(_headings(table), _cells(table, row), strict=True))
+        cells["status"] = ("ok" if row.status == "ok" else row.status.partition(":")[0], False)
+        drawn.add_row(*(Text(cells[heading][0], style="bold" if cells[heading][1] else "") for heading in headings))
     return drawn
 
 
@@ -193,13 +240,16 @@ def _title(run: dict[str, Any]) -> str:
 
 def _headings(table: Table) -> list[str]:
     seeds = ["seeds"] if any(len(row.runs) > 1 for row in table.rows) else []
-    return ["model", "backbone", *table.columns, *COST, *seeds, "status"]
+    differ = ["overrides"] if any(row.overrides - table.common for row in table.rows) else []
+    return ["model", "backbone", *differ, *table.columns, *COST, *seeds, "status"]
 
 
 def _cells(table: Table, row: Row) -> list[tuple[str, bool]]:
     """(text, bold) for each heading."""
     first = row.runs[0]
     cells = [(str(first.get("model") or "?"), False), (str(first.get("backbone") or ""), False)]
+    if any(other.overrides - table.common for other in table.rows):
+        cells.append((" ".join(sorted(row.overrides - table.common)), False))
     for name in table.columns:
         mean, sd = row.metric(name)
         cells.append((_percent(mean, sd), round(mean, 4) == table.best(name)))
@@ -216,10 +266,7 @@ def _class_lines(table: Table) -> list[str]:
     prefix = {"semantic": "IoU/", "instance": "AP/", "panoptic": "PQ/"}.get(table.task, "/")
     rows = [row for row in table.rows if row.good]
     names = list(dict.fromkeys(name for row in rows for name in row.good[0]["metrics"] if name.startswith(prefix)))
-    heads = [
-        prefix.rstrip("/"),
-        *(f"{row.runs[0].get('model')} {row.runs[0].get('backbone') or ''}".strip() for row in rows),
-    ]
+    heads = [prefix.rstrip("/"), *(row.name for row in rows)]
     lines = [_line(map(_escape, heads)), _line("---" for _ in heads)]
     for name in names:
         means = [row.metric(name) for row in rows]
