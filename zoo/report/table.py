@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -167,7 +167,7 @@ def _draw(table: Table, headings: Sequence[str]) -> RichTable:
     """For the terminal; the best of each metric is bold."""
     drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, header_style="bold")
     for heading in headings:
-        text = heading in ("model", "backbone", "overrides", "status")
+        text = heading in WORDS
         drawn.add_column(
             SHORT.get(heading, heading), justify="left" if text else "right", no_wrap=heading != "overrides"
         )
