@@ -351,6 +351,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     run(tmp_path, steps=1)
     with pytest.raises(ZooError, match="holds a run already: resume it"):
         run(tmp_path, steps=1)
+    assert result.read(tmp_path)["status"] == "ok"
 
 
 def test_a_model_file_cannot_be_resumed(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-"""The engine: `fit` trains a model, `evaluate` measures one. The loop is `zoo.training.Run.train`.
-Nothing here knows a task.
+"""The engine: `fit` trains a model, `evaluate` measures one. The loop itself is `zoo.training.Run.train`.
 
 A run's folder holds `last.ckpt` (everything needed to go on), `best.ckpt` (a model file with the weights that
 scored best), `metrics.csv`, `result.json`, `statistics.npz` and `pictures/`. A run that is killed at any step and
@@ -66,6 +65,8 @@ def fit(
     """
     fabric = fabric or create_fabric()
     Recipe.of(recipe)  # mistakes come before processes
+    if not resume and (Path(out) / "last.ckpt").exists():
+        raise ZooError(f"{out} holds a run already: resume it, or give another folder")
     parts = (model, train, val, test, Path(out), dict(optimizer or {}), resume, seed, recipe)
     with _failures_noted(fabric, Path(out)):
         return launch(fabric, _fit, *parts)
@@ -87,7 +88,7 @@ def evaluate(
 
     Args:
         batch_size: images predicted at a time by each process.
-        out: folder for result.json, statistics.npz and pictures; None writes nothing.
+        out: folder for result.json (one that is there is replaced), statistics.npz and pictures; None writes nothing.
         metric: a metric over the dataset's classes; None is the task's with its defaults.
 
     Raises:
@@ -151,7 +152,7 @@ def _fit(
     keywords: dict[str, Any],
 ) -> dict[str, Any]:
     recipe = Recipe.of(keywords)
-    _check(fabric, model, train, out, resume, recipe)
+    _check(fabric, model, train, out, recipe)
     final = test or val
     if fabric.is_global_zero:
         _begin(out, **_facts(model, final or train), seed=seed, selected_on=val.split if val else None)
@@ -179,7 +180,7 @@ def _fit(
     return result.read(out)
 
 
-def _check(fabric: Fabric, model: Any, train: Dataset, out: Path, resume: bool, recipe: Recipe) -> None:
+def _check(fabric: Fabric, model: Any, train: Dataset, out: Path, recipe: Recipe) -> None:
     """Refuse what would fail later, or worse, would not."""
     own, wanted = [c.name for c in model.classes], [c.name for c in train.classes]
     if own != wanted:
@@ -195,8 +196,6 @@ def _check(fabric: Fabric, model: Any, train: Dataset, out: Path, resume: bool, 
         )
     if recipe.sync_batchnorm and fabric.world_size > 1 and fabric.device.type != "cuda":
         raise ZooError(f"sync_batchnorm needs CUDA devices, not {fabric.device.type}: set trainer.sync_batchnorm=false")
-    if not resume and (out / "last.ckpt").exists():
-        raise ZooError(f"{out} holds a run already: resume it, or give another folder")
     out.mkdir(parents=True, exist_ok=True)
 
 
