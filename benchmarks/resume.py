@@ -31,7 +31,7 @@ from zoo.data.transforms import TrainTransform
 from zoo.engine import create_fabric, fit
 from zoo.models import create_model
 
-STEPS_A_KILL = 4
+STEPS_A_KILL = 6
 KINDS = ("loss", "predict", "replace")
 
 
