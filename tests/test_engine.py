@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import signal
@@ -231,7 +232,7 @@ def test_compiled_parts_cover_the_weights_and_keep_the_loss(monkeypatch: pytest.
     original, compiled = torch.compile, []
 
     def eager(function: Any) -> Any:
-        compiled.append(function.__self__)
+        compiled.append(getattr(function, "__self__", model.backbone))  # a backbone's is no method
         return original(function, backend="eager")
 
     monkeypatch.setattr(torch, "compile", eager)
@@ -243,6 +244,9 @@ def test_compiled_parts_cover_the_weights_and_keep_the_loss(monkeypatch: pytest.
     assert {id(p) for part in compiled for p in part.parameters()} == {id(p) for p in model.parameters()}
     assert {name: value.item() for name, value in model.loss(batch).items()} == pytest.approx(expected, rel=1e-6)
     assert "loss" not in vars(model)
+    twin = copy.deepcopy(model).requires_grad_(False)
+    torch.nn.init.zeros_(twin.backbone.model.conv1.weight)  # a copy computes with its own weights
+    assert sum(twin.loss(batch).values()).item() != pytest.approx(sum(expected.values()), rel=1e-3)
 
 
 def test_keywords_are_those_of_the_card() -> None:

@@ -11,7 +11,7 @@ there and then, with a sentence that names what can.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -101,6 +101,7 @@ class Backbone(nn.Module):
         self.config = dict(config)
         self.taps, self.indices = taps, list(indices)
         self.multiple, self.smallest = multiple, smallest
+        self._extract: Callable[[Backbone, Tensor], list[Tensor]] = _extract
         self.set_statistics(mean, std)
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -135,17 +136,12 @@ class Backbone(nn.Module):
 
     def extract(self, normalized: Tensor) -> list[Tensor]:
         """Features of a normalised tensor (B, C, H, W), padded as the architecture needs and trimmed again."""
-        height, width = normalized.shape[-2:]
-        x = F.pad(normalized, (0, self._missing(width), 0, self._missing(height)))
-        features = self._features(x)[-len(self.strides) :]
-        return [
-            feature[..., : -(-height // stride), : -(-width // stride)]
-            for feature, stride in zip(features, self.strides, strict=True)
-        ]
+        return self._extract(self, normalized)
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile `extract` in place. (Of a module torch compiles `forward`, which models here go past.)"""
-        self.extract = torch.compile(self.extract, *args, **options)  # type: ignore[method-assign]
+        # A function of the backbone, not a method bound to this one: a copy of the model uses its own weights.
+        self._extract = torch.compile(_extract, *args, **options)
 
     def _missing(self, length: int) -> int:
         """Pixels to add to `length` so that the architecture takes it."""
@@ -159,6 +155,17 @@ class Backbone(nn.Module):
         if self.taps == "transition":
             return _densenet_transitions(self.model.features, x)  # type: ignore[arg-type]
         return self.model(x)
+
+
+def _extract(backbone: Backbone, normalized: Tensor) -> list[Tensor]:
+    """What `Backbone.extract` does."""
+    height, width = normalized.shape[-2:]
+    x = F.pad(normalized, (0, backbone._missing(width), 0, backbone._missing(height)))
+    features = backbone._features(x)[-len(backbone.strides) :]
+    return [
+        feature[..., : -(-height // stride), : -(-width // stride)]
+        for feature, stride in zip(features, backbone.strides, strict=True)
+    ]
 
 
 def create_backbone(
