@@ -95,11 +95,30 @@ def test_only_crashed_runs(tmp_path: Path) -> None:
     assert "CUDA out of memory" in text.getvalue()
 
 
+def test_the_same_seed_twice_is_two_rows(tmp_path: Path) -> None:
+    run(tmp_path / "a", "unet", 0.5)
+    run(tmp_path / "b", "unet", 0.6)
+    (table,) = tabulate(collect([tmp_path]))
+    assert [row.metric("mIoU")[0] for row in table.rows] == [0.6, 0.5]
+    assert "±" not in to_markdown(table)
+
+
+def test_an_unreadable_result_is_a_failed_run(tmp_path: Path) -> None:
+    run(tmp_path / "a", "unet", 0.5)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "result.json").write_text("{")
+    text = io.StringIO()
+    print_table([tmp_path], Console(file=text, width=200))
+    assert "50.00" in text.getvalue()
+    assert "b/result.json cannot be read" in text.getvalue()
+
+
 def test_csv_holds_every_number(tmp_path: Path) -> None:
     run(tmp_path / "a", "fcn", 0.4)
     run(tmp_path / "b", "unet", 0.123456789012345)
     rows = list(csv.DictReader(io.StringIO(to_csv(tabulate(collect([tmp_path]))))))
     assert {row["model"]: float(row["mIoU"]) for row in rows} == {"fcn": 0.4, "unet": 0.123456789012345}
+    assert rows[0]["overrides"] == "model=fcn"
 
 
 def test_names_cannot_break_the_table(tmp_path: Path) -> None:

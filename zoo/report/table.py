@@ -22,6 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from zoo.errors import ZooError
 from zoo.report import result as results
 
 # What each task's table shows beside the cost; the first is the one that ranks.
@@ -108,7 +109,15 @@ def collect(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     for path in map(Path, paths):
         found = [path] if path.name == results.FILE else sorted(path.rglob(results.FILE))
         files |= dict.fromkeys(file.resolve() for file in found)
-    return [results.read(file) | {"folder": str(file.parent)} for file in files]
+    return [_read(file) | {"folder": str(file.parent)} for file in files]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The result in `file`; one that cannot be read is a failed run, not the end of the table."""
+    try:
+        return results.read(file)
+    except ZooError as error:
+        return {"status": "failed", "reason": str(error), "metrics": {}}
 
 
 def tabulate(runs: Sequence[dict[str, Any]]) -> list[Table]:
@@ -120,8 +129,10 @@ def tabulate(runs: Sequence[dict[str, Any]]) -> list[Table]:
         key = _key(run) if run in complete else _home(run, complete)
         task = run.get("task") or "semantic"
         table = tables.setdefault(key, Table(_title(run), task, COLUMNS.get(task, ())))
-        row = members.setdefault(key, {}).setdefault(_recipe(run), Row([]))
-        row.runs.append(run)
+        recipe, rows = _recipe(run), members.setdefault(key, {})
+        while recipe in rows and any(other.get("seed") == run.get("seed") for other in rows[recipe].runs):
+            recipe += " again"  # the same seed twice is no second seed
+        rows.setdefault(recipe, Row([])).runs.append(run)
         table.rows = list(members[key].values())
     for table in tables.values():
         shown = {name for row in table.rows for run in row.good for name in run["metrics"]}
@@ -196,9 +207,10 @@ def to_csv(tables: Sequence[Table]) -> str:
     costs = list(dict.fromkeys(name for _, run in runs for name in run.get("cost", {})))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "model", "backbone", "seed", "status", "reason", *metrics, *costs, "folder"])
+    writer.writerow(["table", "model", "backbone", "seed", "overrides", "status", "reason", *metrics, *costs, "folder"])
     for title, run in runs:
-        facts = [run.get(name) for name in ("model", "backbone", "seed", "status", "reason")]
+        facts = [run.get(name) for name in ("model", "backbone", "seed")]
+        facts += [" ".join(run.get("overrides", [])), run["status"], run.get("reason")]
         values = [run["metrics"].get(name) for name in metrics] + [run.get("cost", {}).get(name) for name in costs]
         writer.writerow([title, *facts, *values, run.get("folder")])
     return text.getvalue()
