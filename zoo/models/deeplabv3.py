@@ -169,14 +169,18 @@ def dilate(unit: nn.Module, rate: int) -> None:
 
 @contextmanager
 def tap(backbone: Backbone, name: str) -> Iterator[list[Tensor]]:
-    """Collects what the backbone's module `name` puts out; ZooError where there is none of that name."""
+    """Collects what the backbone's module `name` puts out; ZooError where there is none of that name.
+
+    Inside, a compiled backbone runs uncompiled: compiled code does not call a hook that came after it.
+    """
     modules = dict(backbone.model.named_modules())
     if name not in modules:
         raise unknown(f"module of {backbone.name}", name, modules)
     outputs: list[Tensor] = []
     handle = modules[name].register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
-        yield outputs
+        with torch.compiler.set_stance("force_eager"):
+            yield outputs
     finally:
         handle.remove()
 
