@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import errno
 import os
 import signal
 import sys
@@ -19,17 +20,20 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from tiny import FAST, SGD, Tiny, cpu, same, scenes, small_fcn, weights
 from torch import nn
 
+import zoo.evaluation
+import zoo.runlog
 import zoo.training
 from zoo import checkpoint
 from zoo.data import Dataset
 from zoo.devices import Stop
 from zoo.engine import create_fabric, create_tensorboard, evaluate, fit
 from zoo.errors import ZooError
-from zoo.evaluation import renaming
+from zoo.evaluation import Stopped, measure, renaming
 from zoo.metrics import create_metric
+from zoo.models import create_model
 from zoo.recipe import Recipe
 from zoo.report import result
-from zoo.state import Average, Progress, compile_parts, freeze_norms
+from zoo.state import Average, Progress, compile_parts, freeze_norms, is_finite
 from zoo.structures import VOID, Batch, Class, Instances, Panoptic, Semantic, as_classes
 
 ROOT = Path(__file__).parents[1]
@@ -134,8 +138,6 @@ def test_parts_of_a_step_equal_the_whole(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_one_trains(tmp_path: Path) -> None:
-    from zoo.models import create_model
-
     train = scenes()
     model = create_model("deeplabv3", train.classes, "test_resnet", channels=16)
     assert run(tmp_path, model, batch_size=1, steps=2)["status"] == "ok"
@@ -245,8 +247,27 @@ def test_compiled_parts_cover_the_weights_and_keep_the_loss(monkeypatch: pytest.
     assert {name: value.item() for name, value in model.loss(batch).items()} == pytest.approx(expected, rel=1e-6)
     assert "loss" not in vars(model)
     twin = copy.deepcopy(model).requires_grad_(False)
-    torch.nn.init.zeros_(twin.backbone.model.layer4[0].conv1.weight)  # a copy computes with its own weights
+    torch.nn.init.zeros_(twin.backbone.model.conv1[0].weight)  # a copy computes with its own weights
     assert sum(twin.loss(batch).values()).item() != pytest.approx(sum(expected.values()), rel=1e-3)
+
+
+def test_a_tapped_backbone_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: original(function, backend="eager"))
+    torch.manual_seed(0)
+    train = scenes()
+    model = create_model("deeplabv3", train.classes, "test_resnet", channels=16, dropout=0.0, aux_module="layer2.0")
+    batch = Batch.collate([train[0], train[1]])
+
+    def losses() -> dict[str, float]:
+        torch.manual_seed(1)  # dropout
+        return {name: value.item() for name, value in model.loss(batch).items()}
+
+    expected = losses()
+    compile_parts(model)
+    for _ in range(2):
+        assert losses() == pytest.approx(expected, rel=1e-5)
+    assert len(model.predict(batch)) == 2
 
 
 def test_keywords_are_those_of_the_card() -> None:
@@ -288,6 +309,34 @@ def test_a_loss_that_is_not_finite_names_its_images_and_spares_the_checkpoints(t
     assert "not finite" in facts["reason"]
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_gradient_that_is_not_finite_spares_the_checkpoints(tmp_path: Path, ema: float | None) -> None:
+    val = scenes("val", 1)
+    model: Any = None
+
+    def trouble(losses: Any) -> Any:  # the root of zero is zero, its slope is not finite
+        return {**losses, "half": losses["half"] + (0 * model.head.weight.sum()).sqrt()}
+
+    model = Failing(val.classes, 3, trouble)
+    with pytest.raises(ZooError, match=r"^the weights are not finite after step 3; last\.ckpt was not overwritten"):
+        run(tmp_path, model, val, save_every=1, evaluate_every=1, ema=ema)
+    assert checkpoint.read(tmp_path / "last.ckpt")["training"]["progress"]["step"] == 2
+    for name in ("last.ckpt", "best.ckpt"):
+        assert all(value.isfinite().all() for value in weights(tmp_path, name).values())
+
+
+def test_finite_is_told_from_not_finite() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Embedding(0, 1))
+    torch.nn.init.constant_(model[0].weight, 3e38)  # its square overflows
+    assert is_finite(model)
+    for tensor in (model[0].bias.data, model[1].running_var):
+        for value in (float("nan"), float("-inf")):
+            tensor.fill_(value)
+            assert not is_finite(model)
+        tensor.fill_(1.0)
+    assert is_finite(nn.ReLU())
+
+
 def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
     def trouble(_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
@@ -322,6 +371,62 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_save(tmp_path: Path, monke
     assert checkpoint.read(tmp_path / "last.ckpt")["training"]["progress"]["step"] == 2
     monkeypatch.setattr(torch, "save", original)
     assert run(tmp_path, resume=True)["status"] == "ok"
+
+
+@pytest.fixture
+def full() -> str:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("only Linux has a file that is always full")
+    return "/dev/full"
+
+
+FIRST_PICTURE = f"000000_{scenes('val', 1).name(0)}.png"
+
+
+@pytest.mark.parametrize("name", ["statistics.npz", f"pictures/{FIRST_PICTURE}"])
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, full: str, name: str) -> None:
+    val = scenes("val", 1)
+    evaluate(Tiny(val.classes), val, fabric=cpu(), out=tmp_path)
+    path = tmp_path / name
+    before = path.read_bytes()
+    path.with_name(f".tmp.{path.name}").symlink_to(full)
+    with pytest.raises(ZooError, match=rf"^the disk is full: .*{path.name} could not be written$"):
+        evaluate(Tiny(val.classes), val, fabric=cpu(), out=tmp_path)
+    assert path.read_bytes() == before
+    assert result.read(tmp_path)["status"] == "failed"
+    assert "disk is full" in result.read(tmp_path)["reason"]
+    assert not list(tmp_path.rglob(".tmp.*"))
+
+
+def test_a_full_disk_is_told_by_the_rows(tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo.runlog, "_truncate", lambda path, *_: path.symlink_to(full))
+    with pytest.raises(ZooError, match=r"^the disk is full: .*metrics\.csv could not be written$"):
+        run(tmp_path)
+
+
+def test_a_full_disk_is_told_by_the_result(tmp_path: Path, full: str) -> None:
+    (tmp_path / f"result.{os.getpid()}.tmp").symlink_to(full)
+    with pytest.raises(ZooError, match=r"^the disk is full: .*result\.json could not be written$"):
+        run(tmp_path)
+
+
+def test_a_result_that_cannot_be_written_does_not_hide_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(result, "finish", no_space)
+    with pytest.raises(ZooError, match="the loss is not finite at step 1"):
+        run(tmp_path, Failing(scenes().classes, 1, lambda losses: {**losses, "half": losses["half"] * float("nan")}))
+
+
+def test_a_request_to_stop_in_another_process_stops_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    val = scenes("val", 2)
+    metric = create_metric("semantic", val.classes)
+    monkeypatch.setattr(zoo.evaluation, "gather", lambda fabric, value: [value, True])
+    with pytest.raises(Stopped):
+        measure(cpu(), Tiny(val.classes), val, metric, stop=Stop())
 
 
 def test_a_request_to_stop_saves_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
@@ -395,6 +500,13 @@ def _broken(*_: Any) -> None:
         ({"batch_size": 3, "accumulate": 2}, "take a multiple of 2"),
         ({"freeze_norm": "head"}, "choose false, backbone or all"),
         ({"ema": 1.5}, r"a decay lies in \[0, 1\)"),
+        ({"patience": 0}, "patience=0: at least 1 evaluation, or null"),
+        ({"clip": 0}, "clip=0: a norm above 0, or null"),
+        ({"clip": float("nan")}, "clip=nan: a norm above 0"),
+        ({"clip": "norm"}, "clip=norm: a norm above 0"),
+        ({"workers": -1}, "^workers=-1: at least 0"),
+        ({"eval_workers": -1}, "eval_workers=-1: at least 0"),
+        ({"warmup": -5}, "warmup=-5: at least 0"),
         ({"schedule": "poli"}, "did you mean poly"),
         ({"optimizer": {"name": "adamx"}}, "unknown optimizer 'adamx'"),
         ({"model": Tiny(as_classes(3))}, "the model's 3 classes are not the dataset's 10"),
@@ -485,6 +597,23 @@ def test_deterministic_kernels_are_asked_for(tmp_path: Path) -> None:
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_peak_memory_is_of_this_run(tmp_path: Path) -> None:
+    torch.empty(2**30, dtype=torch.uint8, device="cuda")  # 1 GiB, freed at once
+    assert run(tmp_path, fabric=create_fabric("cuda"))["cost"]["peak_memory_mb"] < 1024
+
+
+def test_a_run_starts_its_own_peak_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+    monkeypatch.setattr(zoo.training, "reset_peak_memory", devices.append)
+    run(tmp_path, steps=1)
+    assert devices == [torch.device("cpu")]
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", devices.append)
+    zoo.evaluation.reset_peak_memory(torch.device("cuda", 1))
+    assert devices[1:] == [torch.device("cuda", 1)]
 
 
 # ---- evaluation

@@ -17,9 +17,10 @@ from tiny import FAST, SGD, Tiny, cpu, scenes, small_fcn, weights
 from torch import Tensor
 
 from zoo import checkpoint
-from zoo.devices import gather, launch
+from zoo.devices import Stop, gather, launch
 from zoo.engine import create_fabric, evaluate, fit
 from zoo.errors import ZooError
+from zoo.evaluation import Stopped, measure
 from zoo.metrics import create_metric
 from zoo.report import result
 from zoo.structures import Batch, Sample
@@ -30,6 +31,7 @@ LENGTHS = (5, 4, 1)  # odd, even, fewer than processes
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     two = launch(create_fabric("cpu", devices=2), on_each, tmp_path / "two")
     assert two["world"] == 2
+    assert two["stopped"] == [True, True]
     for length in LENGTHS:
         val = scenes("val", length)
         metric = create_metric("semantic", val.classes)
@@ -63,10 +65,22 @@ def on_each(fabric: Any, out: Path) -> dict[Any, Any]:
         scores = evaluate(small_fcn(), val, fabric=fabric, metric=metric)
         ids = gather(fabric, [i for part in metric.ids for i in part.reshape(-1).tolist()])
         found[length] = {"scores": scores, "rows": [table.tolist() for table in metric.rows()], "ids": ids}
+    found["stopped"] = gather(fabric, stops(fabric))
     found["facts"] = train_both(fabric, out)
     norms = {**FAST, "fabric": fabric, "out": out / "norms", "steps": 2, "ema": 0.5}
     found["norms"] = fit(small_fcn(), scenes(), scenes("val", 3), **norms)
     return found
+
+
+def stops(fabric: Any) -> bool:
+    """Whether evaluation stops here when another process alone is asked to."""
+    val, stop = scenes("val", 4), Stop()
+    stop.requested = fabric.global_rank == 1
+    try:
+        measure(fabric, Tiny(val.classes), val, create_metric("semantic", val.classes), stop=stop)
+    except Stopped:
+        return True
+    return False
 
 
 def train_both(fabric: Any, out: Path) -> dict[str, Any]:

@@ -72,3 +72,47 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
 
 def test_resume_before_the_first_save_starts_anew(tmp_path: Path) -> None:
     assert fit(small_fcn(), scenes(), out=tmp_path, fabric=cpu(), resume=True, **FAST, steps=1)["status"] == "ok"
+
+
+def test_statistics_of_the_input_are_restored(tmp_path: Path) -> None:
+    """Imported weights bring their own mean and std; a run that is resumed without importing again keeps them."""
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    model = small_fcn()
+    model.backbone.set_statistics(mean, std)
+    options = {**FAST, "fabric": cpu(), "out": tmp_path, "ema": 0.9}
+    fit(model, scenes(), **options, steps=1)
+    resumed = small_fcn()
+    fit(resumed, scenes(), resume=True, **options, steps=2)
+    assert resumed.backbone.mean.flatten().tolist() == pytest.approx(mean)
+    assert resumed.backbone.std.flatten().tolist() == pytest.approx(std)
+    for name in ("last.ckpt", "best.ckpt"):
+        backbone = checkpoint.read(tmp_path / name)["header"]["backbone"]
+        assert (backbone["mean"], backbone["std"]) == (mean, std)
+
+
+def test_another_rate_and_decay_take_effect(tmp_path: Path) -> None:
+    options = {**FAST, "fabric": cpu(), "out": tmp_path}
+    fit(small_fcn(), scenes(), **options, steps=1, optimizer={"name": "adamw", "lr": 1e-2, "weight_decay": 0.1})
+    fit(
+        small_fcn(),
+        scenes(),
+        resume=True,
+        **options,
+        steps=2,
+        optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 0.2},
+    )
+    groups = checkpoint.read(tmp_path / "last.ckpt")["training"]["optimizer"]["param_groups"]
+    assert {group["lr"] for group in groups} == {group["initial_lr"] for group in groups} == {1e-3}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
+
+
+def test_an_average_that_is_new_starts_from_the_restored_weights(tmp_path: Path) -> None:
+    options = {**FAST, "fabric": cpu(), "out": tmp_path}
+    fit(small_fcn(), scenes(), **options, steps=2)
+    before = weights(tmp_path)
+    fit(small_fcn(), scenes(), resume=True, ema=0.9, **options, steps=3)
+    file = checkpoint.read(tmp_path / "last.ckpt")
+    decay = min(0.9, 4 / 13)
+    for name, value in file["training"]["average"].items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, decay * before[name] + (1 - decay) * file["state"][name])

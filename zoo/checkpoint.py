@@ -11,12 +11,13 @@ A checkpoint is a dict of plain containers and tensors::
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,39 @@ def model_file(
 def save_model(path: str | Path, model: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
     """Write a model file that `zoo.load` rebuilds the model from; raises as `save`."""
     save(path, model_file(model, state))
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Makes one sentence about `path` of an OSError inside, which says it where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ZooError(f"the disk is full: {path} could not be written") from error
+        raise ZooError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to, in the same folder and with the same suffix, which becomes `path` at the end.
+
+    If anything fails, the old file stays as it was and the temporary one is removed. Unlike `save`, it does not wait
+    for the disk: this is for what can be made again.
+
+    Raises:
+        ZooError: the disk is full or not writable.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp.{path.name}")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from zoo import checkpoint
 from zoo.data.base import Dataset
 from zoo.data.loader import evaluation_loader
-from zoo.devices import Fabric, Stop
+from zoo.devices import Fabric, Stop, gather
 from zoo.errors import ZooError
 from zoo.metrics import Metric
 from zoo.models.semantic import evaluating
@@ -50,7 +51,7 @@ def measure(
 
     Raises:
         ZooError: the model and the dataset have no class in common, or an image has no truth.
-        Stopped: `stop` was requested.
+        Stopped: `stop` was requested on any process; raised on all of them.
     """
     rename = renaming(model.classes, dataset.classes)
     metric.to(fabric.device).reset()
@@ -64,7 +65,10 @@ def measure(
                 predictions = model.predict(batch)
             metric.update([rename(p) for p in predictions], batch.targets, batch.ids)
             if stop is not None and stop.requested:
-                raise Stopped
+                break
+    # All or none: a process that left alone would leave the others waiting for its share of the metric.
+    if stop is not None and any(gather(fabric, stop.requested)):
+        raise Stopped
     scores = metric.compute()
     seen = metric.rows()[0].tolist()
     if seen != list(range(len(dataset))):
@@ -169,8 +173,14 @@ def save_statistics(metric: Metric, path: Path) -> None:
     """Per-image sufficient statistics: arrays "ids" (N,) and "statistics" (N, ...); collective, rank 0 writes."""
     ids, rows = metric.rows()
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        with path.open("wb") as file:
+        with checkpoint.replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, ids=ids.cpu().numpy(), statistics=rows.cpu().numpy())
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_mb` of a GPU start from here; a process on the CPU has one peak for good."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mb(device: torch.device) -> float:

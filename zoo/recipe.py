@@ -78,6 +78,13 @@ class Recipe:
         ):
             if getattr(recipe, name) < 1:
                 raise ZooError(f"{name}={getattr(recipe, name)}: at least 1 is needed")
+        for name in ("workers", "eval_workers", "warmup"):
+            if getattr(recipe, name) < 0:
+                raise ZooError(f"{name}={getattr(recipe, name)}: at least 0 is needed")
+        if recipe.patience is not None and recipe.patience < 1:
+            raise ZooError(f"patience={recipe.patience}: at least 1 evaluation, or null")
+        if recipe.clip is not None and not (isinstance(recipe.clip, int | float) and recipe.clip > 0):
+            raise ZooError(f"clip={recipe.clip}: a norm above 0, or null")
         if recipe.freeze_norm not in (False, "backbone", "all"):
             raise ZooError(f"freeze_norm={recipe.freeze_norm}: choose false, backbone or all")
         if recipe.ema is not None and not 0 <= recipe.ema < 1:

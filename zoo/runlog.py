@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zoo.checkpoint import replacing, writing
 from zoo.devices import Fabric
 
 HEADER = "step,name,value\n"
@@ -29,9 +30,10 @@ class RunLog:
         self._bar: Progress | None = None
         if not self._active:
             return
-        path = out / "metrics.csv"
-        _truncate(path, step, evaluated)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = out / "metrics.csv"
+        _truncate(self._path, step, evaluated)
+        with writing(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
         if sys.stdout.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -49,7 +51,8 @@ class RunLog:
         if self._bar:
             self._bar.stop()
         if self._active:
-            self._file.close()
+            with contextlib.suppress(OSError):  # every row is flushed already, or its failure is on its way up
+                self._file.close()
 
     def advance(self, step: int) -> None:
         """Move the progress bar to `step`."""
@@ -60,8 +63,9 @@ class RunLog:
         """Write all `values` at `step`, and `shown` where people look."""
         if not self._active:
             return
-        self._file.writelines(f"{step},{name},{float(value)!r}\n" for name, value in values.items())
-        self._file.flush()
+        with writing(self._path):
+            self._file.writelines(f"{step},{name},{float(value)!r}\n" for name, value in values.items())
+            self._file.flush()
         self._fabric.log_dict(dict(values), step)
         said = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self._bar:
@@ -78,6 +82,5 @@ def _truncate(path: Path, step: int, evaluated: int) -> None:
             at, _, rest = line.partition(",")
             if line.endswith("\n") and int(at) <= (evaluated if rest.startswith("val/") else step):
                 kept += line
-    temporary = path.with_suffix(".csv.tmp")
-    temporary.write_text(kept, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(kept, encoding="utf-8")

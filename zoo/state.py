@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,22 @@ class Average:
         torch._foreach_lerp_([own for own, _ in self._floats], [new for _, new in self._floats], 1 - decay)
         for own, new in self._others:
             own.copy_(new)
+
+
+@torch.no_grad()
+def is_finite(model: nn.Module) -> bool:
+    """Whether all weights and floating buffers that `model` saves are finite."""
+    tensors = [value for value in model.state_dict().values() if value.is_floating_point() and value.numel()]
+    # The largest magnitude, not the 2-norm: it cannot overflow, and nan goes through it.
+    return not tensors or bool(nn.utils.get_total_norm(tensors, float("inf")).isfinite())
+
+
+def set_statistics(model: nn.Module, header: Mapping[str, Any]) -> None:
+    """Normalise images as the model with this `header` did: mean and std are there, not in the state dict."""
+    saved = header.get("backbone", {})
+    setter: Any = getattr(getattr(model, "backbone", None), "set_statistics", None)
+    if setter is not None and {"mean", "std"} <= saved.keys():
+        setter(saved["mean"], saved["std"])
 
 
 def freeze_norms(model: nn.Module, which: str | bool) -> None:

@@ -17,7 +17,7 @@ from zoo.data import Dataset
 from zoo.data.loader import train_loader
 from zoo.devices import Fabric, Stop, gather, share_buffers
 from zoo.errors import ZooError
-from zoo.evaluation import Stopped, measure, peak_memory_mb
+from zoo.evaluation import Stopped, measure, peak_memory_mb, reset_peak_memory
 from zoo.metrics import create_metric
 from zoo.optim import create_optimizer, create_schedule
 from zoo.recipe import Recipe
@@ -27,9 +27,11 @@ from zoo.state import (
     Progress,
     compile_parts,
     freeze_norms,
+    is_finite,
     random_state,
     set_deterministic,
     set_random_state,
+    set_statistics,
 )
 from zoo.structures import Batch
 
@@ -51,6 +53,7 @@ class Run:
         self.fabric, self.train_set, self.val, self.out = fabric, train, val, out
         self.seed, self.recipe = seed, recipe
         self.progress = Progress()
+        reset_peak_memory(fabric.device)
         if recipe.deterministic:
             set_deterministic()
         torch.manual_seed(seed + fabric.global_rank)
@@ -155,6 +158,7 @@ class Run:
         progress, recipe = self.progress, self.recipe
         model: Any = self.model if self.average is None else self.average.model
         share_buffers(self.fabric, model)
+        self._check_weights("best.ckpt")
         score = float("nan")
         if self.val is not None:
             metric = create_metric(model.task, self.val.classes)
@@ -168,7 +172,8 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """Write last.ckpt; collective, rank 0 writes."""
+        """Write last.ckpt; collective, rank 0 writes. ZooError if the weights are not finite."""
+        self._check_weights("last.ckpt")
         random = gather(self.fabric, random_state(self.fabric.device))
         if self.fabric.is_global_zero:
             training = {
@@ -183,7 +188,8 @@ class Run:
     def restore(self) -> None:
         """Take up the state in last.ckpt; without that file the run starts at its beginning.
 
-        On another number of processes random numbers (dropout) start anew; data and learning rate go on.
+        On another number of processes random numbers (dropout) start anew; data and learning rate go on. The rates
+        and the weight decay are this run's own, whatever they were before.
         """
         path = self.out / "last.ckpt"
         if not path.exists():
@@ -194,18 +200,28 @@ class Run:
             raise ZooError(f"{path} is a model file without training state: start from it with weights=")
         try:
             self.model.load_state_dict(file["state"])
-            self.bare_optimizer.load_state_dict(training["optimizer"])
-            if self.average is not None and training["average"] is not None:
-                self.average.model.load_state_dict(training["average"])
+            self._restore_optimizer(training["optimizer"])
+            if self.average is not None:  # one that is new to the run starts from its weights
+                self.average.model.load_state_dict(training["average"] or file["state"])
         except (RuntimeError, ValueError) as error:
             raise ZooError(
                 f"{path} is of another model or optimizer ({str(error).splitlines()[0]}): resume with the settings "
                 f"that the run was started with"
             ) from error
+        for model in self._models():
+            set_statistics(model, file["header"])
         self.fabric.strategy.precision.load_state_dict(training["scaler"])
         self.progress = Progress(**training["progress"])
         if len(training["random"]) == self.fabric.world_size:
             set_random_state(training["random"][self.fabric.global_rank], self.fabric.device)
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        own = [
+            {name: group[name] for name in ("initial_lr", "weight_decay")} for group in self.bare_optimizer.param_groups
+        ]
+        self.bare_optimizer.load_state_dict(state)
+        for group, settings in zip(self.bare_optimizer.param_groups, own, strict=True):
+            group.update(settings)
 
     def cost(self) -> dict[str, Any]:
         """What training took."""
@@ -231,6 +247,9 @@ class Run:
         )
         return iter(loader)
 
+    def _models(self) -> list[Any]:
+        return [self.model] if self.average is None else [self.model, self.average.model]
+
     def _training_mode(self) -> None:
         self.model.train()
         freeze_norms(self.model, self.recipe.freeze_norm)
@@ -248,6 +267,15 @@ class Run:
         rate = max(group["lr"] for group in self.bare_optimizer.param_groups)
         values = {**means, "train/lr": rate, "train/seconds": self.progress.seconds}
         log.row(self.progress.step, values, {"loss": means["train/loss"], "lr": rate})
+
+    def _check_weights(self, name: str) -> None:
+        """Refuse to save weights that are not finite: a gradient can be so where the loss is not; collective."""
+        finite = all(is_finite(model) for model in self._models())
+        if not all(gather(self.fabric, finite)):
+            raise ZooError(
+                f"the weights are not finite after step {self.progress.step}; {name} was not overwritten: lower "
+                f"optimizer.lr, or set trainer.clip"
+            )
 
     def _not_finite(self, losses: dict[str, float], ids: list[int]) -> ZooError:
         images = [i for part in gather(self.fabric, ids) for i in part]

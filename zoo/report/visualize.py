@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.checkpoint import replacing
 from zoo.errors import ZooError
 from zoo.structures import VOID, Class, Instances, Panoptic, Target
 
@@ -108,9 +109,10 @@ def panel(
 
 def save_png(path: str | Path, picture: Picture) -> None:
     """Write `picture` (H,W,3) to `path`; its folder is made. ZooError where that fails."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1])):
-        raise ZooError(f"{path} could not be written")
+    # Through memory: OpenCV does not say when a disk is full.
+    _, content = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.tobytes())
 
 
 def rgb(image: NDArray[Any]) -> Picture:
