@@ -12,7 +12,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def _failures_noted(fabric: Fabric, out: Path | None) -> Iterator[None]:
         elsewhere = name in str(error)
         reason = str(error).rpartition(name)[2].strip() or type(error).__name__
         if out is not None and fabric.is_global_zero and (out / result.FILE).is_file():
-            result.finish(out, "failed" if isinstance(error, Exception) else "killed", reason.splitlines()[-1])
+            with suppress(OSError, ZooError):  # a full disk is not the reason unless it was one before
+                result.finish(out, "failed" if isinstance(error, Exception) else "killed", reason.splitlines()[-1])
         if elsewhere:
             raise ZooError(reason) from error
         raise
@@ -135,7 +136,7 @@ def _evaluate(
     if out is not None:
         facts = _report(fabric, model, dataset, metric, scores, out)
         if fabric.is_global_zero:
-            result.finish(out, "ok", **facts)
+            _finish(out, "ok", **facts)
     return scores
 
 
@@ -172,10 +173,10 @@ def _fit(
                 facts = reported | {"cost": reported["cost"] | facts["cost"]}
         except Stopped:
             if fabric.is_global_zero:
-                result.finish(out, "killed", f"asked to stop at step {run.progress.step}; resume=True goes on")
+                _finish(out, "killed", f"asked to stop at step {run.progress.step}; resume=True goes on")
         else:
             if fabric.is_global_zero:
-                result.finish(out, "ok", **facts)
+                _finish(out, "ok", **facts)
     fabric.barrier()
     return result.read(out)
 
@@ -205,10 +206,16 @@ def _begin(out: Path, **facts: Any) -> None:
         started_here = result.read(out)["process"]["pid"] == os.getpid()
     except ZooError:
         started_here = False
-    if started_here:
-        result.update(out, status="running", reason=None, **facts)
-    else:
-        result.start(out, **facts)
+    with checkpoint.writing(out / result.FILE):
+        if started_here:
+            result.update(out, status="running", reason=None, **facts)
+        else:
+            result.start(out, **facts)
+
+
+def _finish(out: Path, status: str, reason: str | None = None, **facts: Any) -> None:
+    with checkpoint.writing(out / result.FILE):
+        result.finish(out, status, reason, **facts)
 
 
 def _facts(model: Any, dataset: Dataset) -> dict[str, Any]:
