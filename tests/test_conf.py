@@ -22,6 +22,7 @@ from zoo.data import DATASETS, create_dataset, list_datasets
 from zoo.data.transforms import TrainTransform
 from zoo.devices import create_fabric
 from zoo.errors import ZooError
+from zoo.losses import median_frequency_weights
 from zoo.models import list_models
 from zoo.optim import create_optimizer
 from zoo.overrides import CONF, check, quote_paths, saved_run
@@ -278,3 +279,17 @@ def test_resume_takes_the_saved_config_with_new_values(tmp_path: Path) -> None:
             resumed(f"resume={tmp_path}", *arguments)
     with pytest.raises(ZooError, match="there is no run to resume in"):
         resumed(f"resume={tmp_path / 'nothing'}")
+
+
+def test_class_weights_are_counted_from_the_training_set() -> None:
+    dataset = create_dataset("scenes", length=3, size=32, transform=lambda *_: pytest.fail("augmented"))
+    config = {
+        "model": {"name": "fcn", "loss": {"cross_entropy": {"class_weights": "median_frequency"}}},
+        "backbone": {"name": "test_resnet"},
+    }
+    model = jobs.build_model(config, dataset)
+    samples = [create_dataset("scenes", length=3, size=32)[i].target.labels.numpy() for i in range(3)]
+    pixels = [[int((labels == k).sum()) for k in range(len(dataset.classes))] for labels in samples]
+    expected = median_frequency_weights(pixels).tolist()
+    assert model.criterion.terms["cross_entropy"] == (1.0, {"class_weights": expected})
+    assert model.header["options"]["loss"]["cross_entropy"]["class_weights"] == expected  # a checkpoint has numbers

@@ -24,6 +24,7 @@ from zoo.losses import (
     lovasz,
     median_frequency_weights,
     ohem_cross_entropy,
+    weigh_classes,
 )
 from zoo.structures import VOID
 
@@ -273,11 +274,33 @@ def test_terms_are_weighted_and_named() -> None:
         ({"dice": {"logits": 1.0}}, "option of the loss dice"),
         ({"dice": "much"}, "weight of the loss dice is a number, not 'much'"),
         ({}, "at least one term"),
+        ("dice", "loss='dice' should give at least one term its weight"),
+        (1.0, "loss=1.0 should"),
+        (["dice"], r"loss=\['dice'\] should"),
+        ({"dice": 1.0, "focal": {"class_weights": "enet"}}, "class_weights=enet: give one number per class"),
+        ({"focal": {"class_weights": 2.0}}, "class_weights=2.0: give one number per class"),
     ],
 )
-def test_mistakes_are_named(terms: dict[str, Any], message: str) -> None:
+def test_mistakes_are_named(terms: Any, message: str) -> None:
     with pytest.raises(ZooError, match=message):
         create_loss(terms)
+
+
+def test_a_name_is_no_list_of_weights() -> None:
+    logits, labels = torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ZooError, match="class_weights=enet: give one number per class"):
+        cross_entropy(logits, labels, class_weights="enet")
+
+
+def test_class_weights_by_name() -> None:
+    pixels = [[20, 0, 0], [10, 10, 0]]
+    terms = {"dice": 0.5, "focal": {"gamma": 1.0, "class_weights": "enet"}, "cross_entropy": {"weight": 2.0}}
+    weighed = weigh_classes(terms, lambda: pixels)
+    assert weighed.pop("focal") == {"gamma": 1.0, "class_weights": enet_weights(pixels).tolist()}
+    assert weighed == {"dice": 0.5, "cross_entropy": {"weight": 2.0}}
+    assert weigh_classes({"dice": 0.5}, lambda: pytest.fail("counted")) == {"dice": 0.5}
+    with pytest.raises(ZooError, match="unknown class_weights of the loss focal 'enett': did you mean enet"):
+        weigh_classes({"focal": {"class_weights": "enett"}}, lambda: pytest.fail("counted"))
 
 
 def test_class_weights_by_hand() -> None:

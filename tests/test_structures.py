@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco
 from torch import Tensor
 
@@ -383,3 +384,14 @@ class TestBatch:
         here, things = panoptic().instances(TABLE), there.targets[0].instances(TABLE)
         assert torch.equal(things.masks.dense().cpu(), here.masks.dense())  # type: ignore[union-attr]
         assert torch.equal(there.targets[0].semantic().labels.cpu(), panoptic().semantic().labels)
+
+
+def test_a_batch_of_pillow_images_is_refused() -> None:
+    with pytest.raises(ZooError, match=r"not a PIL\.Image\.Image: np\.asarray"):
+        Batch.of([Image.new("RGB", (4, 3))])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 0), (0, 2), (3, 7)])
+def test_segments_have_a_row_in_the_tables(low: int, high: int) -> None:
+    with pytest.raises(ZooError, match=rf"Panoptic: ids {low}\.\.{high} do not index 2 segments"):
+        Panoptic(torch.tensor([[low, high]]), torch.tensor([VOID, 0]))

@@ -6,6 +6,7 @@ A job that fails says so in one line and in `result.json`, and returns an exit c
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import traceback
@@ -13,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from zoo.data import Dataset, create_dataset
 from zoo.data.transforms import TrainTransform
@@ -22,10 +25,12 @@ from zoo.devices import Fabric, create_fabric, create_tensorboard, launch
 from zoo.engine import evaluate as evaluate_model
 from zoo.engine import fit
 from zoo.errors import ZooError
+from zoo.losses import weigh_classes
 from zoo.metrics import create_metric
 from zoo.models import create_model
 from zoo.predict import predict_input
 from zoo.report import result
+from zoo.structures import Target
 from zoo.weights import load, load_weights
 
 Config = dict[str, Any]
@@ -163,6 +168,8 @@ def create_datasets(card: Mapping[str, Any], task: str, seed: int, parts: Sequen
 def build_model(config: Config, dataset: Dataset) -> Any:
     """The model of a config with fresh weights, for the classes and channels of a dataset."""
     model = dict(config["model"])
+    if "loss" in model:
+        model["loss"] = weigh_classes(model["loss"], lambda: count_pixels(dataset))
     backbone = {name: value for name, value in config["backbone"].items() if value is not None}
     return create_model(
         model.pop("name"),
@@ -174,6 +181,20 @@ def build_model(config: Config, dataset: Dataset) -> Any:
         backbone_options=backbone,
         **model,
     )
+
+
+def count_pixels(dataset: Dataset) -> NDArray[np.int64]:
+    """Pixels (N, K) of each class in each image as stored, without transform; void does not count."""
+    plain = copy.copy(dataset)
+    plain.transform = None
+    targets = ((plain.name(i), plain[i].target) for i in range(len(plain)))
+    return np.array([_count(name, target, len(plain.classes)) for name, target in targets])
+
+
+def _count(name: str, target: Target | None, classes: int) -> NDArray[np.int64]:
+    if target is None:
+        raise ZooError(f"image {name} has no truth to count for class_weights")
+    return np.bincount(target.semantic().labels.numpy().ravel(), minlength=256)[:classes]
 
 
 def _begin(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> Path:

@@ -186,9 +186,16 @@ def _reduce(losses: Tensor, labels: Tensor, reduction: str, weights: Tensor | No
 def _weights(class_weights: Weights | None, logits: Tensor) -> Tensor | None:
     if class_weights is None:
         return None
+    _check_weights(class_weights)
     if len(class_weights) != logits.shape[1]:
         raise ZooError(f"{len(class_weights)} class weights for {logits.shape[1]} classes: give one per class")
     return torch.as_tensor(class_weights, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+
+
+def _check_weights(class_weights: Any) -> None:
+    if not isinstance(class_weights, Sequence | Tensor | np.ndarray) or isinstance(class_weights, str):
+        said = f"class_weights={class_weights}"
+        raise ZooError(f"{said}: give one number per class (zoo-train also takes {' and '.join(CLASS_WEIGHTS)})")
 
 
 def _weighted(losses: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
@@ -227,11 +234,11 @@ class WeightedLosses:
 def create_loss(terms: Mapping[str, float | Mapping[str, Any]]) -> WeightedLosses:
     """The losses of a configuration: each name in `LOSSES` with its weight, or with keyword arguments and a `weight`.
 
-    `{"cross_entropy": 1.0, "dice": {"weight": 0.5, "smooth": 1.0}}`. Raises ZooError for a name or keyword that is
-    unknown, naming the nearest.
+    `{"cross_entropy": 1.0, "dice": {"weight": 0.5, "smooth": 1.0}}`. Names of `CLASS_WEIGHTS` have to be replaced by
+    `weigh_classes` before. Raises ZooError for a name or keyword that is unknown, naming the nearest.
     """
-    if not terms:
-        raise ZooError(f"a loss needs at least one term: {', '.join(LOSSES)}")
+    if not isinstance(terms, Mapping) or not terms:
+        raise ZooError(f"loss={terms!r} should give at least one term its weight, {{term: 1.0}}: {', '.join(LOSSES)}")
     return WeightedLosses({name: _term(name, given) for name, given in terms.items()})
 
 
@@ -246,6 +253,8 @@ def _term(name: str, given: float | Mapping[str, Any]) -> tuple[float, dict[str,
     for option in options:
         if option not in known:
             raise unknown(f"option of the loss {name}", option, ["weight", *known])
+    if options.get("class_weights") is not None:
+        _check_weights(options["class_weights"])
     return float(weight), options
 
 
@@ -274,3 +283,33 @@ def enet_weights(pixels: ArrayLike, c: float = 1.02) -> NDArray[np.float32]:
     if not counts.sum():
         raise ZooError("class weights need labelled pixels, and no image has any")
     return (1 / np.log(c + counts / counts.sum())).astype(np.float32)
+
+
+CLASS_WEIGHTS: dict[str, Callable[..., NDArray[np.float32]]] = {
+    "enet": enet_weights,
+    "median_frequency": median_frequency_weights,
+}
+"""What a configuration may say for `class_weights`, to be computed from the pixels (N,K) of the training set."""
+
+
+def weigh_classes(terms: Any, count: Callable[[], ArrayLike]) -> Any:
+    """The terms of a loss with the names of `CLASS_WEIGHTS` replaced by K floats.
+
+    `count` gives the pixels (N,K) of each class in each image; it is called at most once, and only where a term has
+    such a name. Raises ZooError for a name that is unknown.
+    """
+    if not isinstance(terms, Mapping):
+        return terms
+    named = {
+        name: given["class_weights"]
+        for name, given in terms.items()
+        if isinstance(given, Mapping) and isinstance(given.get("class_weights"), str)
+    }
+    for name, rule in named.items():
+        if rule not in CLASS_WEIGHTS:
+            raise unknown(f"class_weights of the loss {name}", rule, CLASS_WEIGHTS)
+    if not named:
+        return dict(terms)
+    pixels = count()
+    weights = {name: {"class_weights": CLASS_WEIGHTS[rule](pixels).tolist()} for name, rule in named.items()}
+    return {name: {**given, **weights[name]} if name in weights else given for name, given in terms.items()}

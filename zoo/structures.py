@@ -65,6 +65,14 @@ def _color(index: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def as_size(value: Any, name: str) -> Size:
+    """(H, W) of an option that is one number of pixels or [height, width]. Raises ZooError, naming it, for others."""
+    sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+        raise ZooError(f"{name}={value} is a number of pixels or [height, width]")
+    return sides
+
+
 def _tensor(value: Array, dtype: torch.dtype) -> Tensor:
     if isinstance(value, np.ndarray):  # torch takes neither negative strides nor, silently, read-only memory
         value = np.require(value, requirements=["C", "W"])
@@ -417,6 +425,10 @@ class Panoptic(_Structure):
         # On an accelerator the look would wait for it.
         if not len(self.labels) or (self.labels.device.type == "cpu" and int(self.labels[0]) != VOID):
             raise ZooError("Panoptic: segment 0 is void, so labels[0] must be 255")
+        if self.ids.device.type == "cpu" and self.ids.numel():
+            low, high = (int(side) for side in self.ids.aminmax())
+            if low < 0 or high >= len(self.labels):
+                raise ZooError(f"Panoptic: ids {low}..{high} do not index {len(self.labels)} segments")
         self.areas = _optional("Panoptic", "areas", self.areas, torch.float64, len(self.labels))
 
     @property
@@ -545,6 +557,9 @@ def _planes(image: NDArray[Any] | Tensor) -> Tensor:
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.require(image, requirements=["C", "W"]))
         image = image[None] if image.ndim == 2 else image.permute(2, 0, 1) if image.ndim == 3 else image
+    if not isinstance(image, Tensor):
+        kind = f"{type(image).__module__}.{type(image).__name__}"
+        raise ZooError(f"an image is an array (H,W,C) or a tensor (C,H,W), not a {kind}: np.asarray makes one of it")
     if image.ndim != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
         shape = f"{tuple(image.shape)} {image.dtype}"
         raise ZooError(f"an image is uint8, or float in [0, 1], array (H,W,C) or tensor (C,H,W), not {shape}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,24 @@ def zeros_and_255(root: Path) -> None:
         mask(0, 255).save(root / f"masks/train/{name}.png")
 
 
+def odd_array(root: Path) -> None:
+    (root / "masks/train/b.png").unlink()
+    header = b"{'descr': (((  "
+    damaged = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    (root / "masks/train/b.npy").write_bytes(damaged)
+
+
+def bomb(root: Path) -> None:
+    """The header of a 60000 x 60000 PNG, which Pillow does not even open."""
+    path = root / "images/train/b.png"
+    (root / "images/train/b.jpg").unlink()
+    picture(1).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
 def exif(root: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 3
@@ -153,6 +172,8 @@ DEFECTS: list[tuple[Callable[[Path], None], str, str, str, int, str]] = [
     (truncated_image, "error", "train", "cannot be read", 1, "images/train/b.jpg: truncated"),
     (truncated_mask, "error", "train", "cannot be read", 1, "masks/train/b.png: truncated"),
     (garbage, "error", "train", "cannot be read", 1, "images/train/b.jpg: not an image"),
+    (odd_array, "error", "train", "cannot be read", 1, "masks/train/b.npy: not a plain NumPy array"),
+    (bomb, "error", "train", "cannot be read", 1, "images/train/b.png: cannot be read (Image size"),
     (other_size, "error", "train", "image and mask differ in size", 1, "b.png: the labels are 16x24, the image 24x16"),
     (outside, "error", "train", "labels that are no class", 1, "masks/train/b.png: label 7 (96 pixels)"),
     (all_void, "warning", "train", "masks that are all void", 1, "images/train/c.jpg"),
@@ -288,3 +309,13 @@ def test_root_comes_from_the_environment(
     root.rename(root.parent / "folder")
     assert main(["folder"]) == 0
     assert "train 3, val 2" in capsys.readouterr().out
+
+
+def test_a_dataset_that_is_missing_leaves_the_others_their_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path))
+    assert main(["scenes", "camvid", "--split", "val"]) == 2
+    said = capsys.readouterr()
+    assert "scenes: val 100" in said.out
+    assert "camvid: there is no such folder" in said.err

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from zoo.data import read_image, read_labels
@@ -101,6 +104,20 @@ def test_bytes_after_the_end_of_a_jpeg_are_harmless(tmp_path: Path, picture: np.
     np.testing.assert_array_equal(read_image(path), clean)
 
 
+def test_the_film_behind_a_motion_photo_is_harmless(tmp_path: Path, picture: np.ndarray) -> None:
+    """Bytes of a film look like markers now and then; those of a thumbnail in the header are markers."""
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xd8\xff\xda thumbnail \xff\xd9".encode("latin-1")
+    Image.fromarray(picture).save(path, exif=exif)
+    clean, whole = read_image(path), path.read_bytes()
+    path.write_bytes(whole + b"film \xff\xda goes on")
+    np.testing.assert_array_equal(read_image(path), clean)
+    path.write_bytes(whole[:-2])
+    with pytest.raises(ZooError, match="truncated"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".npy"])
 def test_other_cut_files_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut{suffix}"
@@ -184,3 +201,124 @@ def test_real_images_equal_pillow(data_root: Path) -> None:
     np.testing.assert_array_equal(read_labels(label), np.asarray(Image.open(label)))
     photo = sorted((data_root / "camvid/images/test").iterdir())[0]
     assert np.abs(read_image(photo).astype(int) - np.asarray(Image.open(photo)).astype(int)).mean() < 1
+
+
+DEPTHS = [np.uint8, np.uint16, np.float32, np.float64]
+
+
+def random_pixels(channels: int, dtype: type) -> np.ndarray:
+    values = np.random.default_rng(channels).random((9, 12, channels))
+    return (values if np.issubdtype(dtype, np.floating) else values * np.iinfo(dtype).max).astype(dtype)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 13])
+@pytest.mark.parametrize("dtype", DEPTHS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"planarconfig": "separate"}, {"byteorder": ">"}, {"tile": (16, 16)}, {"compression": "zlib"}],
+    ids=["plain", "planes", "big-endian", "tiles", "deflate"],
+)
+def test_tiff_of_any_channels_and_depth(tmp_path: Path, channels: int, dtype: type, options: dict[str, Any]) -> None:
+    stored = random_pixels(channels, dtype)
+    layout = {"photometric": "minisblack", "planarconfig": "contig" if channels > 1 else None} | options
+    pixels = np.moveaxis(stored, 2, 0) if layout["planarconfig"] == "separate" and channels > 1 else stored
+    if channels == 1:
+        pixels, layout = stored[..., 0], layout | {"planarconfig": None}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **layout)
+    image = read_image(tmp_path / "a.tif", channels=None)
+    expected = stored.astype(np.float32) / 65535 if dtype == np.uint16 else stored
+    assert image.dtype == (np.uint8 if dtype == np.uint8 else np.float32)
+    np.testing.assert_array_equal(image, expected.astype(image.dtype))
+
+
+@pytest.mark.parametrize("dtype", DEPTHS)
+def test_colour_of_any_depth_becomes_grey(tmp_path: Path, dtype: type) -> None:
+    np.save(tmp_path / "a.npy", random_pixels(3, dtype))
+    rgb, grey = read_image(tmp_path / "a.npy"), read_image(tmp_path / "a.npy", channels=1)
+    scale = 255 if dtype == np.uint8 else 1
+    np.testing.assert_allclose(grey[..., 0] / scale, rgb @ [0.299, 0.587, 0.114] / scale, atol=0.51 / 255)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_compressed_tiff_as_stored_and_upright(
+    tmp_path: Path, picture: np.ndarray, compression: str, orientation: int
+) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(picture).save(path, compression=compression, tiffinfo={0x0112: orientation})
+    off = 8 if compression == "jpeg" else 0
+    upright = {1: picture, 3: picture[::-1, ::-1], 6: np.rot90(picture, -1)}[orientation]
+    np.testing.assert_allclose(read_image(path).astype(int), picture, atol=off)
+    np.testing.assert_allclose(read_image(path, exif="apply").astype(int), upright, atol=off)
+    Image.fromarray(picture[..., 0] // 64).save(path, compression="tiff_lzw", tiffinfo={0x0112: orientation})
+    np.testing.assert_array_equal(read_labels(path), picture[..., 0] // 64)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_palette_tiff_gives_indices_to_labels_and_colours_to_images(tmp_path: Path, compression: str | None) -> None:
+    image = Image.new("P", (3, 2))
+    image.putdata([0, 1, 2, 2, 1, 0])
+    image.putpalette([10, 20, 30, 200, 100, 50, 7, 8, 9])
+    image.save(tmp_path / "a.tif", compression=compression)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), [[0, 1, 2], [2, 1, 0]])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.asarray(image.convert("RGB")))
+
+
+def test_pages_of_a_tiff(tmp_path: Path) -> None:
+    path, page = tmp_path / "stack.tif", random_pixels(1, np.uint8)[..., 0]
+    tifffile.imwrite(path, np.stack([page] * 5), photometric="minisblack")
+    for read in (read_image, read_labels):
+        with pytest.raises(ZooError, match=r"stack\.tif: 5 pages; store one image a file, channels last, or as \.npy"):
+            read(path)
+    with tifffile.TiffWriter(path) as file:
+        file.write(page)
+        file.write(page[::2, ::2], subfiletype=1)  # a thumbnail
+    np.testing.assert_array_equal(read_labels(path), page)
+
+
+@pytest.mark.parametrize("byte", range(8, 200))
+def test_a_tiff_with_any_byte_of_its_header_damaged_is_read_or_refused(tmp_path: Path, byte: int) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", random_pixels(1, np.uint8)[..., 0])
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[byte] ^= 0x06
+    (tmp_path / "a.tif").write_bytes(data)
+    for read in (read_image, read_labels):
+        with contextlib.suppress(ZooError):
+            read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"rowsperstrip": 2}])
+def test_a_cut_tiff_of_many_channels_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(path, random_pixels(5, np.uint16), photometric="minisblack", planarconfig="contig", **options)
+    whole = path.read_bytes()
+    for length in [4, 8, 100, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ZooError, match=r"cut\.tif: truncated or damaged TIFF"):
+            read_image(path, channels=None)
+
+
+def test_a_large_tiff_is_refused_undecoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.data.files.MAX_PIXELS", 100)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: pytest.fail("decoded"))
+    pixels = random_pixels(5, np.float64)
+    tifffile.imwrite(tmp_path / "big.tif", pixels, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(ZooError, match="pixels are more than 100"):
+        read_image(tmp_path / "big.tif", channels=None)
+
+
+@pytest.mark.parametrize("alpha", [0, 200])
+def test_grey_with_alpha_has_two_channels(tmp_path: Path, alpha: int) -> None:
+    stored = np.dstack([np.arange(12, dtype=np.uint8).reshape(3, 4), np.full((3, 4), alpha, np.uint8)])
+    Image.fromarray(stored, mode=None).save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "LA"
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", channels=None), stored)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), stored[..., [0, 0, 0]])
+
+
+@pytest.mark.parametrize("header", [b"{'descr': (((  ", b"{'descr': ) }\n", b"", b"{1: 2}"])
+def test_odd_numpy_headers_are_refused(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "odd.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ZooError, match=r"odd\.npy: not a plain NumPy array"):
+        read_image(path)

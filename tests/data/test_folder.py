@@ -208,6 +208,13 @@ def test_binary_masks(tmp_path: Path, name: str, mask: np.ndarray) -> None:
     assert [c.name for c in dataset.classes] == ["background", "foreground"]
 
 
+def test_binary_masks_with_a_palette_are_told_by_their_indices(tmp_path: Path) -> None:
+    save(tmp_path / "images/train/a.png", IMAGE)
+    palette(tmp_path / "masks/train/a.png", BINARY // 255, [40, 0, 60, 0, 0, 0])  # index 1 is the black one
+    dataset = create_dataset("folder", tmp_path, encoding="binary")
+    assert np.array_equal(dataset[0].target.labels.numpy(), BINARY > 0)
+
+
 def test_binary_masks_taken_for_numbers_are_explained(tmp_path: Path) -> None:
     save(tmp_path / "images/train/a.png", IMAGE)
     save(tmp_path / "masks/train/a.png", BINARY)

@@ -125,7 +125,10 @@ def test_lengths_and_bad_options() -> None:
     assert [len(Scenes(split=split)) for split in Scenes.splits] == [2000, 100, 200]
     with pytest.raises(ZooError, match="size=16 is too small"):
         Scenes(size=16)
-    with pytest.raises(ZooError, match="no images"):
+    for size in ("big", [64], 0, [64, 64, 3]):
+        with pytest.raises(ZooError, match=r"scenes: size=.* is a number of pixels or \[height, width\]"):
+            Scenes(size=size)  # type: ignore[arg-type]
+    with pytest.raises(ZooError, match=r"^Scenes has no images in split 'train'$"):
         Scenes(length=0)
 
 

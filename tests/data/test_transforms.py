@@ -248,6 +248,11 @@ def test_color_leaves_the_truth_and_the_geometry_alone() -> None:
     [
         ({"scale": (2, 1)}, "scale"),
         ({"flip": 1.5}, "flip=1.5"),
+        ({"crop": 0}, r"transform: crop=0 is a number of pixels or \[height, width\]"),
+        ({"crop": -5}, "crop=-5 is a number"),
+        ({"crop": [32]}, r"crop=\[32\] is a number"),
+        ({"crop": "big"}, "crop=big is a number"),
+        ({"crop": [32, 1.5]}, "crop=.* is a number"),
         ({"extra": {"GausNoise": {}}}, "GaussNoise"),
         ({"extra": {"HorizontalFlip": {}}}, "unknown pixel transform"),
         ({"extra": {"GaussNoise": {"std": 3}}}, "std"),

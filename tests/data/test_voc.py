@@ -166,9 +166,17 @@ def test_trainaug_without_sbd_says_what_is_needed(voc: Path) -> None:
         create_dataset("voc", voc, "trainaug")
 
 
-def test_a_damaged_mat_file_is_named(voc: Path, sbd: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flipped", "of MATLAB 7.3"])
+def test_a_damaged_mat_file_is_named(voc: Path, sbd: Path, damage: str) -> None:
     path = sbd / "cls" / f"{SBD_ONLY[0]}.mat"
-    path.write_bytes(path.read_bytes()[:200])
+    if damage == "flipped":
+        savemat(path, {"GTcls": {"Segmentation": np.eye(50, dtype=np.uint8)}}, do_compression=True)
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[150:160] = bytes(10)
+    elif damage == "of MATLAB 7.3":
+        data[124:128] = b"\x00\x02IM"
+    path.write_bytes(data[:200] if damage == "cut" else data)
     dataset = create_dataset("voc", voc.parent.parent, "trainaug")
     with pytest.raises(ZooError, match=rf"{SBD_ONLY[0]}.mat: not one of SBD's .mat files, or damaged"):
         dataset[2]

@@ -156,7 +156,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         except FileNotFoundError as error:
             raise incomplete(self.root, f"{error.filename} is missing", self.layout) from error
         if not records:
-            raise incomplete(self.root, f"{self.title} has no images in split {self.split!r}", self.layout)
+            problem = f"{self.title} has no images in split {self.split!r}"
+            raise incomplete(self.root, problem, self.layout) if self.layout else ZooError(problem)
         return records
 
     def _read(self, i: int) -> Sample:

@@ -4,7 +4,8 @@
     zoo-data folder --root my_data --encoding binary 'classes=[background, cell]'
 
 Every image is read once with its truth, as training would read it. The exit code is 1 where something has to be
-mended (an error), 2 for a mistake in the command, else 0: a warning is something to look at.
+mended (an error), 2 for a mistake in the command or a dataset that cannot be opened, else 0: a warning is something
+to look at.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.data import DATASETS, Dataset, create_dataset
+from zoo.data.files import DAMAGE, decode
 from zoo.data.folder import NoSplit
 from zoo.data.pairs import Unpaired, faults
 from zoo.errors import ZooError, unknown
@@ -181,23 +183,19 @@ def _is_turned(path: Path) -> bool:
     try:
         with Image.open(path) as header:
             return header.getexif().get(_ORIENTATION, 1) not in (0, 1)
-    except (OSError, SyntaxError, ValueError):
+    except DAMAGE:
         return False  # NumPy files have no EXIF; damaged ones are reported by the reader
 
 
 def _diagnose(paths: Sequence[Path], message: str) -> str:
     """Which of `FAULTS` it is that files could not be read together; a message begins with the file it blames."""
     sizes = set()
-    for path in paths:
-        try:
-            if path.suffix.lower() == ".npy":
-                sizes.add(np.load(path, mmap_mode="r", allow_pickle=False).shape[1::-1])
-            elif path.suffix.lower() != ".mat":
-                with Image.open(path) as image:
-                    image.load()
-                    sizes.add(image.size)
-        except (OSError, SyntaxError, ValueError, EOFError):
-            return "cannot be read"
+    try:
+        for path in paths:
+            if path.suffix.lower() != ".mat":
+                sizes.add(decode(path).shape[:2])
+    except ZooError:
+        return "cannot be read"
     if len(sizes) > 1:
         return "image and mask differ in size"
     return "labels that are no class" if len(paths) > 1 and message.startswith(str(paths[-1])) else "cannot be read"
@@ -356,14 +354,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         names, options = _parse(arguments)
-        results = [_examine_from(name, options) for name in names]
     except ZooError as error:
         print(f"zoo-data: {error}", file=sys.stderr)
         return 2
-    console = Console(highlight=False)
-    for result in results:
-        show(result, console)
-    return int(any(finding.severity == "error" for result in results for finding in result.findings))
+    return max(_report(name, options) for name in names)
+
+
+def _report(name: str, options: dict[str, Any]) -> int:
+    """Examines a dataset and prints what came of it; returns its part of the exit code."""
+    try:
+        result = _examine_from(name, options)
+    except ZooError as error:
+        print(f"zoo-data: {error}", file=sys.stderr)
+        return 2
+    show(result, Console(highlight=False))
+    return int(any(finding.severity == "error" for finding in result.findings))
 
 
 def _parse(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
@@ -383,12 +388,13 @@ def _parse(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         raise ZooError(f"name a dataset: {', '.join(DATASETS)}")
     if "root" in options and len(names) > 1:
         raise ZooError("root= is the folder of one dataset; set ZOO_DATA to the folder above several")
+    for name in names:  # before the first is looked through, which takes long
+        if name not in DATASETS:
+            raise unknown("dataset", name, DATASETS)
     return names, options
 
 
 def _examine_from(name: str, options: dict[str, Any]) -> Examination:
-    if name not in DATASETS:
-        raise unknown("dataset", name, DATASETS)
     options = dict(options)
     root = options.pop("root", None)
     if root is None and DATASETS[name].layout:

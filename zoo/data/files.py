@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import tokenize
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from zoo.data import tiff
 from zoo.errors import ZooError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own limit against decompression bombs)."""
+
+DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    SyntaxError,
+    NotImplementedError,
+    tokenize.TokenError,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What NumPy, SciPy and Pillow raise over files that are damaged or not what they seem."""
 
 Exif = Literal["ignore", "apply"]
 
@@ -49,7 +65,7 @@ def read_image(path: str | Path, channels: int | None = 3, exif: Exif = "ignore"
         ZooError: the file is missing, truncated, not an image, too large, or has other channels.
     """
     path = Path(path)
-    stored = _load_array(path) if path.suffix.lower() == ".npy" else _decode(path, exif)
+    stored = _of_known_depth(decode(path, exif), path)
     image = _to_channels(stored if stored.ndim == 3 else stored[..., None], channels, path)
     return np.ascontiguousarray(_to_range(image, maximum, path))
 
@@ -67,12 +83,8 @@ def read_labels(path: str | Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         labels = _load_array(path)
     else:
-        data, header = _open(path)
-        if header.format == "JPEG":
-            raise ZooError(f"{path}: labels in a JPEG are blurred by its compression; store them as PNG")
-        labels = _pillow_array(header, path)
-        if data[:4] == b"\x89PNG" and data[25] == 0 and data[24] in (2, 4):
-            labels = labels // (255 // (2 ** data[24] - 1))  # decoders stretch 2- and 4-bit grey to 0..255
+        data = _read(path)
+        labels = _tiff_labels(data, path) if tiff.is_tiff(data) else _png_labels(data, path)
     if labels.ndim != 2:
         raise ZooError(
             f"{path}: labels have one channel (grey or palette), this file has {labels.shape[-1]}; "
@@ -83,6 +95,35 @@ def read_labels(path: str | Path) -> np.ndarray:
     if labels.dtype.kind not in "ui":
         raise ZooError(f"{path}: labels are integers, this file holds {labels.dtype}")
     return labels
+
+
+def has_palette(path: Path) -> bool:
+    """Whether an image file stores indices into a table of colours; False where it cannot be read."""
+    try:
+        with Image.open(path) as header:
+            return header.mode in ("P", "PA")
+    except DAMAGE:
+        return False
+
+
+def decode(path: Path, exif: Exif = "ignore") -> np.ndarray:
+    """The pixels of a file as stored, (H, W) or (H, W, C) of any type; a palette gives its colours.
+
+    Raises:
+        ZooError: the file is missing, truncated, not an image, or too large.
+    """
+    if path.suffix.lower() == ".npy":
+        return _load_array(path)
+    data = _read(path)
+    if tiff.is_tiff(data):
+        image, orientation = _tiff_image(data, path)
+    else:
+        header = _header(data, path)
+        image = _opencv(data, header.format or "image", path)
+        if header.mode == "LA" and image.ndim == 3 and image.shape[2] == 4:
+            image = image[..., [0, 3]]  # OpenCV repeats the grey
+        orientation = header.getexif().get(0x0112, 1) if exif == "apply" else 1
+    return _UPRIGHT.get(orientation, lambda x: x)(image) if exif == "apply" else image
 
 
 def incomplete(root: Path | None, problem: str, layout: str) -> ZooError:
@@ -108,43 +149,98 @@ def images_in(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _open(path: Path) -> tuple[bytes, Image.Image]:
-    """The bytes of an image file and its parsed header, nothing decoded yet."""
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
-        header = Image.open(BytesIO(data))
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise ZooError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ZooError(f"{path}: cannot be read ({error})") from error
+
+
+def _header(data: bytes, path: Path) -> Image.Image:
+    """The parsed header of an image file, nothing decoded yet."""
+    try:
+        header = Image.open(BytesIO(data))
     except UnidentifiedImageError as error:
         raise ZooError(f"{path}: not an image, or its header is damaged") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise ZooError(f"{path}: cannot be read ({error})") from error
     _check_size(header.size, path)
-    return data, header
+    return header
 
 
-def _decode(path: Path, exif: Exif) -> np.ndarray:
-    data, header = _open(path)
+def _opencv(data: bytes, kind: str, path: Path) -> np.ndarray:
     # UNCHANGED everywhere: OpenCV's conversions while decoding damage 16-bit TIFF and may apply EXIF.
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None or _cut_short(data):
-        raise ZooError(f"{path}: truncated or damaged {header.format or 'image'}")
-    if image.ndim == 3 and image.shape[2] in (3, 4):
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    if exif == "apply":
-        return _UPRIGHT.get(header.getexif().get(0x0112, 1), lambda x: x)(image)
+        raise ZooError(f"{path}: truncated or damaged {kind}")
+    if image.ndim == 3 and image.shape[2] in (3, 4):  # BGR; cvtColor knows no float64
+        return image[..., [2, 1, 0, 3][: image.shape[2]]]
     return image
 
 
+def _tiff_image(data: bytes, path: Path) -> tuple[np.ndarray, int]:
+    """The pixels as stored, and the orientation."""
+    page = _tiff_page(data, path)
+    image, colors = tiff.pixels(page, path), tiff.palette(page)
+    if image is None:
+        image = _opencv(tiff.unturned(data, page), f"TIFF, or one of {page.samplesperpixel} channels packed", path)
+    elif colors is not None:
+        if image.size and image.max() >= len(colors):
+            raise ZooError(f"{path}: damaged TIFF (index {image.max()} in a palette of {len(colors)} colours)")
+        image = colors[image]
+    return image, tiff.orientation(page)
+
+
+def _tiff_labels(data: bytes, path: Path) -> np.ndarray:
+    page = _tiff_page(data, path)
+    labels = tiff.pixels(page, path)
+    return _pillow_array(_header(tiff.unturned(data, page), path), path) if labels is None else labels
+
+
+def _tiff_page(data: bytes, path: Path) -> Any:
+    page = tiff.open_page(data, path)
+    _check_size((page.imagewidth, page.imagelength), path)
+    return page
+
+
+def _png_labels(data: bytes, path: Path) -> np.ndarray:
+    header = _header(data, path)
+    if header.format == "JPEG":
+        raise ZooError(f"{path}: labels in a JPEG are blurred by its compression; store them as PNG")
+    labels = _pillow_array(header, path)
+    if data[:4] == b"\x89PNG" and data[25] == 0 and data[24] in (2, 4):
+        labels = labels // (255 // (2 ** data[24] - 1))  # decoders stretch 2- and 4-bit grey to 0..255
+    return labels
+
+
 def _cut_short(data: bytes) -> bool:
-    """Whether a JPEG ends before its end marker; some decoders then fill the rest with grey, silently."""
-    return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    """Whether a JPEG ends before its end marker; some decoders then fill the rest with grey, silently.
+
+    The search begins where the pixels do, behind the thumbnail in the header; what follows the end (the film of a
+    motion photo) may hold any bytes.
+    """
+    if data[:2] != b"\xff\xd8":
+        return False
+    at = 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 3:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return data.find(b"\xff\xd9", at) < 0
+        if marker == 0xFF:  # padding
+            at += 1
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # no segment
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
 
 
 def _pillow_array(header: Image.Image, path: Path) -> np.ndarray:
     try:
         return np.array(header)
-    except (OSError, SyntaxError, ValueError) as error:
+    except DAMAGE as error:
         raise ZooError(f"{path}: truncated or damaged {header.format} ({error})") from error
 
 
@@ -153,7 +249,7 @@ def _load_array(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ZooError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGE as error:
         raise ZooError(f"{path}: not a plain NumPy array, or truncated ({error})") from error
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
         raise ZooError(f"{path}: expected an array (H, W) or (H, W, C)")
@@ -183,17 +279,24 @@ def _to_channels(image: np.ndarray, channels: int | None, path: Path) -> np.ndar
     raise ZooError(f"{path}: has {have} channels, {channels} are asked for; set channels={have}")
 
 
+def _of_known_depth(image: np.ndarray, path: Path) -> np.ndarray:
+    """uint8, uint16 or float32."""
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8) * 255
+    if image.dtype.kind == "f":
+        return image.astype(np.float32, copy=False)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ZooError(f"{path}: pixels are uint8, uint16 or float in [0, 1], this file holds {image.dtype}")
+    return image
+
+
 def _to_range(image: np.ndarray, maximum: int, path: Path) -> np.ndarray:
     """uint8 as it is, everything else float32 in [0, 1]."""
     if image.dtype == np.uint8:
         return image
-    if image.dtype == np.bool_:
-        return image.astype(np.uint8) * 255
     if image.dtype == np.uint16:
         image = image.astype(np.float32) / maximum
-    if image.dtype.kind != "f":
-        raise ZooError(f"{path}: pixels are uint8, uint16 or float in [0, 1], this file holds {image.dtype}")
     low, high = float(image.min()), float(image.max())
     if not (low >= 0.0 and high <= 1.0):
         raise ZooError(f"{path}: pixel values {low:g}..{high:g} leave [0, 1]; rescale them or set maximum=")
-    return image.astype(np.float32, copy=False)
+    return image

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from zoo.data.base import Dataset, Transform
-from zoo.data.files import IMAGE_SUFFIXES, Exif, incomplete, read_image, read_labels
+from zoo.data.files import IMAGE_SUFFIXES, Exif, has_palette, incomplete, read_image, read_labels
 from zoo.data.legend import Names, read_legend
 from zoo.data.pairs import Files, complete, read_lines, to_sample, without_suffix
 from zoo.errors import ZooError, unknown
@@ -197,7 +197,7 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
                 raise ZooError(f"{path}: the colours of a JPEG are blurred by its compression; store masks as PNG")
             colors = read_image(path).astype(np.int32)
             return colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2]
-        if self.encoding == "binary" and path.suffix.lower() != ".npy":
+        if self.encoding == "binary" and path.suffix.lower() != ".npy" and not has_palette(path):
             pixels = read_image(path, channels=None)
             pixels = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]  # without alpha
             return np.asarray((pixels > (127 if lossy else 0)).any(2), np.uint8)

@@ -21,7 +21,7 @@ import torch
 from zoo.data.base import Dataset, Transform
 from zoo.data.things import THINGS, Part, Rng, hsv
 from zoo.errors import ZooError
-from zoo.structures import Class, Panoptic, Sample, Size
+from zoo.structures import Class, Panoptic, Sample, Size, as_size
 
 SKY, HILL, GRASS, ROAD = range(4)
 LENGTHS = {"train": 2000, "val": 100, "test": 200}
@@ -67,7 +67,7 @@ class Scenes(Dataset):
         length: int | None = None,
         world: int = 0,
     ) -> None:
-        self.size: Size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.size: Size = as_size(size, "scenes: size")
         if min(self.size) < 32:
             raise ZooError(f"scenes: size={size} is too small to show anything; use at least 32")
         self.length, self.world = length, world

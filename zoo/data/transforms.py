@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from zoo.errors import ZooError, unknown
 from zoo.ops import masks as rle_ops
-from zoo.structures import VOID, Instances, Masks, Panoptic, Sample, Semantic, Size, Target
+from zoo.structures import VOID, Instances, Masks, Panoptic, Sample, Semantic, Size, Target, as_size
 
 Array = NDArray[Any]
 Rng = np.random.Generator
@@ -65,7 +65,7 @@ class TrainTransform:
         for name, share in (("flip", flip), ("color", color)):
             if not 0 <= share <= 1:
                 raise ZooError(f"transform: {name}={share} is a probability, 0 to 1")
-        self.crop: Size | None = (crop, crop) if isinstance(crop, int) else None if crop is None else (crop[0], crop[1])
+        self.crop: Size | None = None if crop is None else as_size(crop, "transform: crop")
         self.scale, self.flip, self.rotate, self.elastic = (low, high), flip, rotate, elastic
         self._color = _compose({"ColorJitter": _COLOR | {"p": color}}) if color else None
         self._extra = _compose(extra) if extra else None

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from zoo.data.base import Dataset, Transform
-from zoo.data.files import incomplete, read_image, read_labels
+from zoo.data.files import DAMAGE, incomplete, read_image, read_labels
 from zoo.data.pairs import Files, complete, descend, read_names, shown, to_sample, to_semantic
 from zoo.errors import ZooError
 from zoo.structures import VOID, Class, Panoptic, Sample
@@ -182,5 +182,5 @@ def _labels(path: Path, field: str) -> NDArray[Any]:
         return np.asarray(loadmat(path, simplify_cells=True)[field]["Segmentation"])
     except FileNotFoundError as error:
         raise ZooError(f"{path}: no such file") from error
-    except (MatReadError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (*DAMAGE, MatReadError, KeyError, TypeError, IndexError) as error:
         raise ZooError(f"{path}: not one of SBD's .mat files, or damaged ({error})") from error
