@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -124,6 +125,8 @@ def test_optimizer_cards_make_an_optimizer(name: str) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
     options = card("optimizer", name)
     group = create_optimizer(model, **options).param_groups[0]
+    keywords = inspect.signature(create_optimizer).parameters.keys() - {"model", "options"}
+    assert keywords - {"momentum"} <= options.keys()
     assert group["lr"] == options["lr"]
     assert group["weight_decay"] == options["weight_decay"]
 
@@ -150,6 +153,18 @@ def test_overfitting_scores_the_few_images_it_trains_on() -> None:
     config = composed("train", *GOOD, *TINY, "debug=overfit")
     assert {config["dataset"][part] for part in ("train", "val", "test")} == {"train"}
     assert config["limit"] == config["trainer"]["batch_size"]
+
+
+@pytest.mark.parametrize("dataset", cards("dataset"))
+def test_overfitting_changes_no_image(dataset: str) -> None:
+    transform = TrainTransform(
+        **composed("train", "model=unet", f"dataset={dataset}", "debug=overfit")["dataset"]["transform"]
+    )
+    sample = create_dataset("scenes", size=[48, 64])[0]
+    for seed in range(3):
+        changed = transform(sample, np.random.default_rng(seed))
+        np.testing.assert_array_equal(changed.image, sample.image)
+        assert torch.equal(changed.target.labels, sample.target.labels)
 
 
 def test_a_recipe_is_taken_for_its_model_and_dataset_alone(tmp_path: Path) -> None:
@@ -196,6 +211,13 @@ MISTAKES = [
     ((*GOOD, "trainer.steps=abc"), r"^trainer.steps takes a number, not abc$"),
     ((*GOOD, "trainer.steps=true"), r"^trainer.steps takes a number, not True$"),
     ((*GOOD, "trainer.compile=7"), r"^trainer.compile takes true or false, not 7$"),
+    ((*GOOD, "optimizer.lrr=3"), r"^unknown option 'optimizer.lrr': did you mean optimizer.lr\?$"),
+    ((*GOOD, "optimizer.eps=0.001"), r"^optimizer.eps is no key of the card: .* a plus, \+optimizer.eps=0.001$"),
+    ((*GOOD, "backbone.drop_path_rate=0.1"), r"an option of timm needs a plus, \+backbone.drop_path_rate=0.1$"),
+    ((*GOOD, "+sede=3"), r"^unknown option 'sede': did you mean seed\b"),
+    ((*GOOD, "+trainr.steps=3"), r"^unknown option 'trainr': did you mean trainer\b"),
+    ((*GOOD, "++modle.loss.dice=1.0"), r"^unknown option 'modle': did you mean model\b"),
+    ((*GOOD, "+steps=3"), r"^unknown option 'steps': did you mean trainer.steps\?$"),
     ((*GOOD, "seed=[1"), r"^cannot read 'seed=\[1': "),
     ((*GOOD, "seed"), r"^cannot read 'seed': "),
     (("model=unet,fcn", "dataset=scenes"), r"^model=unet,fcn names several values: add -m"),
@@ -214,6 +236,13 @@ def test_a_mistake_is_named_before_anything_starts(arguments: tuple[str, ...], s
     with pytest.raises(ZooError, match=sentence) as caught:
         checked("train", *arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_options_of_timm_are_added_with_a_plus() -> None:
+    config = composed(
+        "train", "model=fcn", "dataset=scenes", "+backbone.drop_path_rate=0.1", "+optimizer.eps=1e-6", *TINY
+    )
+    assert (config["backbone"]["drop_path_rate"], config["optimizer"]["eps"]) == (0.1, 1e-6)
 
 
 def test_words_where_a_flag_is_usual() -> None:

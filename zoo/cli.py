@@ -93,7 +93,11 @@ def _command(name: str) -> None:
     try:
         options = get_args_parser().parse_args(arguments)
         if name == "train" and any(text.startswith("resume=") for text in arguments):
-            _run("resume", *saved_run(options))
+            out, config, overrides = saved_run(options)
+            if options.cfg:
+                print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
+                return
+            _run("resume", out, config, overrides)
         else:
             if not (options.hydra_help or options.info or options.shell_completion):
                 _total = check(name, options)
@@ -169,9 +173,9 @@ def job(cfg: DictConfig) -> int:
     settings = HydraConfig.get()
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    dataset = config.get("dataset")
-    if dataset and dataset.get("root"):  # the run may be taken up again from another folder
-        dataset["root"] = os.path.abspath(Path(dataset["root"]).expanduser())
+    for part, key in ((config.get("dataset"), "root"), (config.get("backbone"), "pretrained"), (config, "weights")):
+        if part and isinstance(part.get(key), str):  # the run may be taken up again from another folder
+            part[key] = os.path.abspath(Path(part[key]).expanduser())
     plain = {str(key): value for key, value in config.items()}
     out = Path(settings.runtime.output_dir)
     if _rank() == 0:
@@ -230,7 +234,7 @@ def _spawn(*task: Any) -> int:
         reason = f"the process was ended by {signal.Signals(-code).name} (was there enough memory?)"
         print(f"error: {reason}", file=sys.stderr)
         out = task[2]
-        if (out / result.FILE).is_file():
+        if (out / result.FILE).is_file() and result.read(out)["status"] != "ok":
             result.finish(out, "killed", reason)
         return 1
     return code

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,8 @@ def _failures_noted(fabric: Fabric, out: Path | None) -> Iterator[None]:
         reason = str(error).rpartition(name)[2].strip() or type(error).__name__
         if out is not None and fabric.is_global_zero and (out / result.FILE).is_file():
             with suppress(OSError, ZooError):  # a full disk is not the reason unless it was one before
-                result.finish(out, "failed" if isinstance(error, Exception) else "killed", reason.splitlines()[-1])
+                if result.read(out)["status"] != "ok":  # a finished run that could not be resumed stays one
+                    result.finish(out, "failed" if isinstance(error, Exception) else "killed", reason.splitlines()[-1])
         if elsewhere:
             raise ZooError(reason) from error
         raise
@@ -155,12 +156,13 @@ def _fit(
     recipe = Recipe.of(keywords)
     _check(fabric, model, train, out, recipe)
     final = test or val
-    if fabric.is_global_zero:
-        _begin(out, **_facts(model, final or train), seed=seed, selected_on=val.split if val else None)
-    fabric.barrier()
     run = Run(fabric, model, train, val, out, optimizer, seed, recipe)
     if resume:
         run.restore()
+    if fabric.is_global_zero:  # not before the resume is known to work: the result may be a finished run's
+        keep = ("overrides",) if resume else ()
+        _begin(out, keep, **_facts(model, final or train), seed=seed, selected_on=val.split if val else None)
+    fabric.barrier()
     with Stop() as stop:
         try:
             run.train(stop)
@@ -200,17 +202,22 @@ def _check(fabric: Fabric, model: Any, train: Dataset, out: Path, recipe: Recipe
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _begin(out: Path, **facts: Any) -> None:
-    """Start the result of the run, or add to it where the caller of this process has started it."""
+def _begin(out: Path, keep: Sequence[str] = (), **facts: Any) -> None:
+    """Start the result of the run, or add to it where the caller of this process has started it.
+
+    Of what an earlier process said, the facts that `keep` names remain.
+    """
     try:
-        started_here = result.read(out)["process"]["pid"] == os.getpid()
+        before = result.read(out)
     except ZooError:
-        started_here = False
+        before = {}
+    started_here = before.get("process", {}).get("pid") == os.getpid()
+    kept = {name: before[name] for name in keep if name in before}
     with checkpoint.writing(out / result.FILE):
         if started_here:
             result.update(out, status="running", reason=None, **facts)
         else:
-            result.start(out, **facts)
+            result.start(out, **kept, **facts)
 
 
 def _finish(out: Path, status: str, reason: str | None = None, **facts: Any) -> None:

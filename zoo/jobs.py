@@ -7,10 +7,12 @@ A job that fails says so in one line and in `result.json`, and returns an exit c
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,8 @@ def run(kind: str, config: Config, out: Path, overrides: list[str]) -> int:
     Returns the exit code: 0, 1 where it crashed, 2 for a mistake in the input, 130 where it was interrupted.
     """
     try:
-        if kind != "predict" and RANK == 0:
-            result.start(out, overrides=overrides, **_facts(config))
+        if RANK == 0:
+            _announce(kind, config, out, overrides)
         settings = config.get("trainer", config)
         fabric_options = {name: settings.pop(name) for name in FABRIC if name in settings}
         fabric = create_fabric(**fabric_options, loggers=create_loggers(config, out))
@@ -63,10 +65,11 @@ def run(kind: str, config: Config, out: Path, overrides: list[str]) -> int:
         if RANK:  # the run folder is rank 0's
             traceback.print_exc()
             return 1
-        log = out / "error.log"
-        log.write_text(traceback.format_exc(), encoding="utf-8")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            full = f"the disk is full: {error.filename or f'a file in {out}'} could not be written"
+            return _failed(out, "failed", full, 1)
         last = str(error).strip().rpartition("\n")[2]
-        return _failed(out, "failed", f"{type(error).__name__}: {last}", 1, f" (traceback in {os.path.relpath(log)})")
+        return _failed(out, "failed", f"{type(error).__name__}: {last}", 1, _log_traceback(out))
     finally:
         if torch.distributed.is_initialized():  # processes of an outer launcher go on to the next job
             torch.distributed.destroy_process_group()
@@ -80,23 +83,56 @@ def _mistake(error: Exception) -> str | None:
     return str(error) if isinstance(error, ZooError) else None
 
 
+def _announce(kind: str, config: Config, out: Path, overrides: list[str]) -> None:
+    """Begin the result of the job. A resume has one already, which stays until the resume is known to work.
+
+    Raises ZooError for a resume of a run that has not ended.
+    """
+    if kind == "resume" and (out / result.FILE).is_file():
+        facts = result.read(out)
+        if facts["status"] == "running":
+            process = f"process {facts['process']['pid']} on {facts['process']['host']}"
+            raise ZooError(f"{out} is still running: stop it first ({process}; if that is gone, delete {result.FILE})")
+    elif kind != "predict":
+        result.start(out, overrides=overrides, **_facts(config))
+
+
+def _log_traceback(out: Path) -> str:
+    """Write the traceback of the exception at hand to a file and say where it is."""
+    log = out / "error.log"
+    try:
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError as error:
+        return f" (the traceback could not be written to {os.path.relpath(log)}: {error.strerror})"
+    return f" (traceback in {os.path.relpath(log)})"
+
+
 def _failed(out: Path, status: str, reason: str, code: int, where: str = "") -> int:
+    """Say why the job ended, also in its result; that of a finished run or of another process stays as it is."""
     print(f"error: {reason}{where}", file=sys.stderr, flush=True)
-    if (out / result.FILE).is_file():
-        result.finish(out, status, reason.splitlines()[0])
+    with suppress(OSError, ZooError):  # no result, or no room for it: the reason is on the screen
+        facts = result.read(out)
+        elsewhere = facts["status"] == "running" and facts["process"]["pid"] != os.getpid()
+        if facts["status"] != "ok" and not elsewhere:
+            result.finish(out, status, reason.splitlines()[0])
     return code
 
 
 def train(fabric: Fabric, config: Config, out: Path, overrides: list[str], resume: bool = False) -> None:
     """Train what the config describes, evaluate it and leave everything in `out`."""
-    out = _begin(fabric, config, out, overrides)
-    seed, task = config["seed"], config["task"]["name"]
+    out = _begin(fabric, config, out, overrides, resume)
+    seed, task, limit = config["seed"], config["task"]["name"], config["limit"]
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ZooError(f"limit={limit}: of each split at least 1 image is taken, null takes all")
     data = create_datasets(config["dataset"], task, seed)
     for dataset in data.values():
-        dataset.records = dataset.records[: config["limit"]]
+        dataset.records = dataset.records[:limit]
     torch.manual_seed(seed)
+    saved = resume and (out / "last.ckpt").is_file()  # holds all weights: those the run began with may be gone
+    if saved:
+        config = {**config, "backbone": {**config["backbone"], "pretrained": False}}
     model = build_model(config, data["train"])
-    if config["weights"] and not resume:
+    if config["weights"] and not saved:
         load_weights(model, Path(config["weights"]).expanduser(), skip_head=config["skip_head"])
     fit(
         model,
@@ -138,7 +174,10 @@ def evaluate(fabric: Fabric, config: Config, out: Path, overrides: list[str]) ->
 def predict(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> None:
     """Predict pictures or a video."""
     model = load(Path(config["checkpoint"]).expanduser(), **config["options"])
-    predict_input(model, Path(config["input"]).expanduser(), out, fabric, alpha=config["alpha"])
+    trained = _trained_on(config["checkpoint"]) or {}
+    reading = {name: trained.get(name) if config[name] is None else config[name] for name in ("exif", "maximum")}
+    given = {name: value for name, value in reading.items() if value is not None}
+    predict_input(model, Path(config["input"]).expanduser(), out, fabric, alpha=config["alpha"], **given)
 
 
 JOBS: dict[str, Callable[[Any, Config, Path, list[str]], None]] = {
@@ -197,10 +236,10 @@ def _count(name: str, target: Target | None, classes: int) -> NDArray[np.int64]:
     return np.bincount(target.semantic().labels.numpy().ravel(), minlength=256)[:classes]
 
 
-def _begin(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> Path:
+def _begin(fabric: Fabric, config: Config, out: Path, overrides: list[str], resume: bool = False) -> Path:
     """The run folder of rank 0 (processes of an outer launcher may have read another clock), its result begun there."""
     out = Path(fabric.broadcast(str(out)))
-    if fabric.world_size > 1 and fabric.is_global_zero:
+    if fabric.world_size > 1 and fabric.is_global_zero and not resume:
         result.start(out, overrides=overrides, **_facts(config))
     return out
 
@@ -225,13 +264,22 @@ def _evaluated(config: Config) -> Config:
 
     Raises ZooError where neither is known.
     """
-    card = config.get("dataset")
+    card = config.get("dataset") or _trained_on(config["checkpoint"])
     if not card:
-        saved = Path(config["checkpoint"]).expanduser().parent / "config.yaml"
-        if not saved.is_file():
-            raise ZooError(f"there is no config.yaml beside {config['checkpoint']}: name a dataset, dataset=camvid")
-        card = yaml.safe_load(saved.read_text(encoding="utf-8"))["dataset"]
+        raise ZooError(f"no config.yaml of a training is beside {config['checkpoint']}: name a dataset, dataset=camvid")
     return {**card, "test": config["split"] or card["test"] or card["val"]}
+
+
+def _trained_on(checkpoint: str) -> Config | None:
+    """The dataset card of a checkpoint's training, None where that left no config.yaml beside it."""
+    saved = Path(checkpoint).expanduser().parent / "config.yaml"
+    if not saved.is_file():
+        return None
+    try:
+        card = yaml.safe_load(saved.read_text(encoding="utf-8"))["dataset"]
+    except (yaml.YAMLError, KeyError, TypeError):  # another program's
+        return None
+    return card if isinstance(card, dict) else None
 
 
 def create_loggers(config: Config, out: Path) -> list[Any]:

@@ -31,6 +31,7 @@ CONF = next(folder for folder in (_HERE / "conf", _HERE.parent / "conf") if (fol
 PATHS = frozenset({"backbone.pretrained", "checkpoint", "dataset.root", "input", "resume", "runs", "weights"})
 WORDS = frozenset({"backbone.pretrained", "trainer.freeze_norm"})  # false, or a word
 OPEN = ("metric", "model.loss", "options")  # mappings that take further keys, with a plus
+FURTHER = ("backbone", "optimizer")  # cards whose further keys are options of timm, with a plus
 EXAMPLES = {"checkpoint": "runs/.../best.ckpt", "input": "picture.jpg"}
 
 
@@ -153,7 +154,11 @@ def _check_job(command: str, overrides: Sequence[Override]) -> DictConfig:
     groups = [item for item in overrides if loader.get_group_options(item.key_or_group)]
     base = _compose(command, [str(item.input_line) for item in groups])
     for item in overrides:
-        if item not in groups and not (item.is_add() or item.is_force_add() or item.is_delete()):
+        if item in groups or item.is_delete():
+            continue
+        if item.is_add() or item.is_force_add():
+            _check_root(item, base, loader.list_groups(""))
+        else:
             _check_value(item, base, loader.list_groups(""))
     return hydra.compose(command, [str(item.input_line) for item in overrides])
 
@@ -204,7 +209,7 @@ def _check_value(override: Override, config: DictConfig, groups: Sequence[str]) 
     if key not in known:
         if key.startswith(tuple(f"{mapping}." for mapping in OPEN)):
             raise ZooError(f"{key} is not set yet: a new key needs a plus, +{override.input_line}")
-        raise _unknown_key(key, {*known, *groups})
+        raise _unknown_key(key, {*known, *groups}, str(override.input_line))
     old, text = known[key], str(override.input_line).partition("=")[2]
     if isinstance(old, bool) and not isinstance(value, bool | None) and key not in WORDS:
         raise ZooError(f"{key} takes true or false, not {text}")
@@ -212,13 +217,33 @@ def _check_value(override: Override, config: DictConfig, groups: Sequence[str]) 
         raise ZooError(f"{key} takes a number, not {text}")
 
 
-def _unknown_key(key: str, known: set[str]) -> ZooError:
-    """Names the keys whose last part is nearly that of `key`, wherever they stand, or else the neighbours."""
-    leaf = key.rpartition(".")[2]
+def _check_root(override: Override, config: DictConfig, groups: Sequence[str]) -> None:
+    """Refuse an added key (+key=value) that begins with no part of the config: nothing would ever read it."""
+    key = override.key_or_group
+    roots = {*map(str, config), *groups}
+    root = key.partition(".")[0].partition("/")[0]
+    if root in roots:
+        return
+    if get_close_matches(root, roots, cutoff=0.5):
+        raise unknown("option", root, roots)
+    raise _unknown_key(key, {name for name, _ in _flatten(config)} | roots, str(override.input_line))
+
+
+def _unknown_key(key: str, known: set[str], line: str) -> ZooError:
+    """Names the keys whose last part is nearly that of `key`, wherever they stand, or else the neighbours.
+
+    A card that takes further options is asked for its own keys alone: optimizer.eps is no trainer.steps. Without one
+    nearly alike it is told how to pass the option.
+    """
+    parent, _, leaf = key.rpartition(".")
+    open_card = key.partition(".")[0] in FURTHER and "." in key
     alike = sorted(name for name in known if get_close_matches(leaf, [name.rpartition(".")[2]], cutoff=0.75))
+    if open_card:
+        alike = [name for name in alike if name.rpartition(".")[0] == parent or name.endswith(f".{leaf}")]
     if alike:
         return ZooError(f"unknown option {key!r}: did you mean {' or '.join(alike[:3])}?")
-    parent = key.rpartition(".")[0]
+    if open_card:
+        return ZooError(f"{key} is no key of the card: an option of timm needs a plus, +{line.lstrip('+')}")
     while parent and not any(name.startswith(f"{parent}.") for name in known):
         parent = parent.rpartition(".")[0]
     return unknown("option", key, [name for name in known if name.rpartition(".")[0] == parent])

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import torch
 
-from zoo.data.files import IMAGE_SUFFIXES, images_in, read_image
-from zoo.errors import ZooError
+from zoo.data.files import IMAGE_SUFFIXES, Exif, images_in, read_image
+from zoo.errors import ZooError, unknown
 from zoo.report.visualize import draw
 from zoo.structures import Batch, Instances, Panoptic, Semantic
 
@@ -19,7 +19,15 @@ Image = np.ndarray
 Target = Semantic | Instances | Panoptic
 
 
-def predict_input(model: Any, source: Path, out: Path, fabric: Any, alpha: float = 0.6) -> list[Path]:
+def predict_input(
+    model: Any,
+    source: Path,
+    out: Path,
+    fabric: Any,
+    alpha: float = 0.6,
+    exif: Exif = "ignore",
+    maximum: int = 65535,
+) -> list[Path]:
     """Predict a picture, every picture of a folder, or every frame of a video.
 
     Args:
@@ -29,9 +37,13 @@ def predict_input(model: Any, source: Path, out: Path, fabric: Any, alpha: float
             `<name>_labels/<frame>.png` and `<name>_overlay.mp4`.
         fabric: gives device and precision.
         alpha: share of colour in the overlay, in [0, 1].
+        exif: "ignore" or "apply" the orientation of photographs, as the training did.
+        maximum: the value of 16-bit pictures that becomes 1.0, as in the training.
 
     Returns the overlays. Raises ZooError where the source is neither of them or cannot be read.
     """
+    if exif not in ("ignore", "apply"):
+        raise unknown("exif", exif, ("ignore", "apply"))
     if not source.exists():
         raise ZooError(f"input {source} does not exist: give a picture, a folder of pictures or a video")
     model = fabric.to_device(model).eval()
@@ -42,7 +54,7 @@ def predict_input(model: Any, source: Path, out: Path, fabric: Any, alpha: float
         return [_predict_video(model, source, out, fabric, alpha)]
     overlays = []
     for name, path in pictures.items():
-        image = read_image(path, channels=model.header["backbone"].get("in_channels", 3))
+        image = read_image(path, model.header["backbone"].get("in_channels", 3), exif, maximum)
         target = predict_image(model, image, fabric)
         _write(out / f"{name}_labels.png", label_image(target))
         overlays.append(out / f"{name}_overlay.png")
@@ -82,6 +94,8 @@ def _predict_video(model: Any, source: Path, out: Path, fabric: Any, alpha: floa
     overlay, labels = out / f"{source.stem}_overlay.mp4", out / f"{source.stem}_labels"
     labels.mkdir(exist_ok=True)
     writer = cv2.VideoWriter(str(overlay), cv2.VideoWriter.fourcc(*"mp4v"), video.get(cv2.CAP_PROP_FPS) or 25.0, size)
+    if not writer.isOpened():
+        raise ZooError(f"{overlay} could not be written: this OpenCV encodes no mp4v, or the folder cannot be written")
     try:
         for number, image in enumerate(_frames(video)):
             target = predict_image(model, image, fabric)

@@ -300,6 +300,7 @@ def _timm_model(
         return timm.create_model(name, pretrained=bool(pretrained), **arguments)
     except Exception as error:  # timm has no exception of its own: what it was asked to do tells what went wrong
         if pretrained:
+            _timm_model(name, family, False, in_channels, output_stride, options)  # raises where an option is at fault
             raise _no_weights(name, pretrained, error) from error
         if "output_stride" in arguments and (isinstance(error, AssertionError) or "output_stride" in str(error)):
             raise _cannot_dilate(name, output_stride) from error
@@ -328,6 +329,11 @@ def _no_weights(name: str, pretrained: bool | str | Path, error: Exception) -> Z
     source = hub and (f"https://huggingface.co/{hub.hf_hub_id}" if hub.hf_hub_id else hub.url)
     if not source:
         return ZooError(f"timm has no pretrained weights for {name}: use backbone.pretrained=false")
+    if "state_dict" in str(error):  # they are there, and are of another shape
+        return ZooError(
+            f"the pretrained weights of {name} do not fit its options ({' '.join(str(error).split())[:200]}): leave "
+            "these out, or start from scratch with backbone.pretrained=false"
+        )
     return ZooError(
         f"the pretrained weights of {name} could not be loaded ({_brief(error)}): fetch model.safetensors from "
         f"{source} on a machine with network and pass backbone.pretrained=FILE, or start from scratch with "
