@@ -12,7 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,15 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.masks import Array, Device, Keep, Masks, Size, T, as_tensor, each_tensor, picked_rows
 from zoo.ops import masks as rle_ops
 
 VOID = 255
 TASKS = ("semantic", "instance", "panoptic")
-Size = tuple[int, int]
-Array: TypeAlias = "Tensor | NDArray[Any] | Sequence[Any]"
-Keep: TypeAlias = "Tensor | NDArray[Any] | Sequence[int] | Sequence[bool] | slice"
-Device: TypeAlias = "torch.device | str"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,186 +69,14 @@ def as_size(value: Any, name: str) -> Size:
     return sides
 
 
-def _tensor(value: Array, dtype: torch.dtype) -> Tensor:
-    if isinstance(value, np.ndarray):  # torch takes neither negative strides nor, silently, read-only memory
-        value = np.require(value, requirements=["C", "W"])
-    return torch.as_tensor(value, dtype=dtype)
-
-
-def _each_tensor(x: T, function: Callable[[Any], Any]) -> T:
-    """A copy of a structure with `function` applied to every tensor, and to what holds tensors, in its fields.
-
-    `areas` stay as they are, float64 on the CPU: they decide a size class by comparison and only metrics read them.
-    """
-    moved = copy.copy(x)
-    for name, value in vars(x).items():
-        if isinstance(value, Tensor | Masks | _Rois) and name != "areas":
-            setattr(moved, name, function(value))
-    return moved
-
-
 def _optional(kind: str, field: str, value: Array | None, dtype: torch.dtype, *shape: int) -> Tensor | None:
     """None, or a tensor whose shape begins with `shape`."""
     if value is None:
         return None
-    tensor = _tensor(value, dtype)
+    tensor = as_tensor(value, dtype)
     if tuple(tensor.shape[: len(shape)]) != shape:
         raise ZooError(f"{kind}: {field} of shape {tuple(tensor.shape)} should begin with {shape}")
     return tensor
-
-
-@dataclass
-class _Rois:
-    """Probabilities (N,h,w) on boxes (N,4), and how they are drawn."""
-
-    probabilities: Tensor
-    boxes: Tensor
-    rule: str
-    threshold: float
-
-    def to(self, device: Device, non_blocking: bool = False) -> _Rois:
-        return _each_tensor(self, lambda t: t.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> _Rois:
-        return _each_tensor(self, lambda t: t.pin_memory())
-
-    def __getitem__(self, rows: NDArray[np.int64]) -> _Rois:
-        return _each_tensor(self, lambda t: t[torch.from_numpy(rows).to(t.device)])
-
-
-class Masks:
-    """N binary masks of one image, held as dense booleans, RLEs, polygons or RoI grids, converted when asked for.
-
-    RoI grids become RLEs without a full-size mask. RLEs, once made, are kept; dense masks are not. RLEs, polygons and
-    what is computed from them live on the CPU; `device` is where `dense()`, `area()` and `boxes()` deliver.
-    """
-
-    def __init__(self, count: int, size: Size, device: Device = "cpu") -> None:
-        self.count = count
-        self.size: Size = (int(size[0]), int(size[1]))
-        self.device = torch.device(device)
-        self._dense: Tensor | None = None
-        self._rle: list[rle_ops.Rle] | None = None
-        self._polygons: list[list[list[float]]] | None = None
-        self._rois: _Rois | None = None
-
-    @classmethod
-    def from_dense(cls, masks: Tensor | NDArray[Any]) -> Masks:
-        """`masks` (N,H,W), non-zero inside."""
-        dense = _tensor(masks, torch.bool)
-        if dense.ndim != 3:
-            raise ZooError(f"dense masks are (N,H,W), not {tuple(dense.shape)}")
-        made = cls(len(dense), (dense.shape[1], dense.shape[2]), dense.device)
-        made._dense = dense
-        return made
-
-    @classmethod
-    def from_rle(cls, rles: Sequence[rle_ops.Rle], size: Size) -> Masks:
-        """COCO RLEs in any spelling: compressed with bytes or text, or a list of counts."""
-        made = cls(len(rles), size)
-        made._rle = [rle_ops.canonical(rle, made.size) for rle in rles]
-        return made
-
-    @classmethod
-    def from_polygons(cls, polygons: Sequence[Sequence[Sequence[float]]], size: Size) -> Masks:
-        """Per mask any number of parts `[x0, y0, x1, y1, ...]`; no part is an empty mask."""
-        made = cls(len(polygons), size)
-        made._polygons = [[list(part) for part in parts] for parts in polygons]
-        return made
-
-    @classmethod
-    def from_rois(
-        cls, probabilities: Array, boxes: Array, size: Size, rule: str = "detectron2", threshold: float = 0.5
-    ) -> Masks:
-        """`probabilities` (N,h,w) in [0, 1] on `boxes` (N,4); `rule` as in `zoo.ops.masks.paste`."""
-        rois = _Rois(_tensor(probabilities, torch.float32), _tensor(boxes, torch.float32), rule, threshold)
-        if rois.probabilities.ndim != 3 or rois.boxes.shape != (len(rois.probabilities), 4):
-            shapes = f"{tuple(rois.probabilities.shape)} and {tuple(rois.boxes.shape)}"
-            raise ZooError(f"RoI masks are probabilities (N,h,w) and boxes (N,4), not {shapes}")
-        made = cls(len(rois.boxes), size, rois.boxes.device)
-        made._rois = rois
-        return made
-
-    @classmethod
-    def cat(cls, parts: Sequence[Masks]) -> Masks:
-        """The masks of several `Masks` of one size, in order."""
-        sizes = {part.size for part in parts}
-        if len(sizes) != 1:
-            raise ZooError(f"masks of one size can be joined, not of {sorted(sizes)}")
-        dense = [part._dense for part in parts if part._dense is not None]
-        if len(dense) == len(parts):
-            return cls.from_dense(torch.cat(dense))
-        return cls.from_rle([rle for part in parts for rle in part.rle()], parts[0].size).to(parts[0].device)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __repr__(self) -> str:
-        held = {"dense": self._dense, "RLE": self._rle, "polygons": self._polygons, "RoI grids": self._rois}
-        forms = ", ".join(name for name, value in held.items() if value is not None)
-        return f"Masks({self.count} of {self.size[0]}x{self.size[1]} as {forms} on {self.device})"
-
-    def __getitem__(self, keep: Keep) -> Masks:
-        """The masks a boolean mask, a list of indices or a slice picks, in the forms held."""
-        rows = _rows(keep, self.count)
-        made = Masks(len(rows), self.size, self.device)
-        if self._dense is not None:
-            made._dense = self._dense[torch.from_numpy(rows).to(self._dense.device)]
-        if self._rle is not None:
-            made._rle = [self._rle[i] for i in rows]
-        if self._polygons is not None:
-            made._polygons = [self._polygons[i] for i in rows]
-        if self._rois is not None:
-            made._rois = self._rois[rows]
-        return made
-
-    def dense(self) -> Tensor:
-        """(N,H,W) bool."""
-        if self._dense is not None:
-            return self._dense
-        return torch.from_numpy(rle_ops.decode(self.rle(), self.size)).to(self.device)
-
-    def rle(self) -> list[rle_ops.Rle]:
-        """N COCO RLEs, compressed, `counts` as bytes."""
-        if self._rle is None:
-            if self._dense is not None:
-                self._rle = rle_ops.encode(self._dense.cpu().numpy())
-            elif self._polygons is not None:
-                self._rle = rle_ops.from_polygons(self._polygons, self.size)
-            elif self._rois is not None:
-                rois = self._rois
-                self._rle = rle_ops.paste(rois.probabilities, rois.boxes, self.size, rois.rule, rois.threshold)
-            else:
-                self._rle = []
-        return self._rle
-
-    def area(self) -> Tensor:
-        """Pixels of each mask, int64 (N,)."""
-        if self._dense is not None and self._rle is None:
-            return self._dense.flatten(1).count_nonzero(1)
-        return torch.from_numpy(rle_ops.area(self.rle())).to(self.device)
-
-    def boxes(self) -> Tensor:
-        """Tight boxes, float32 (N,4); an empty mask has 0, 0, 0, 0."""
-        return torch.from_numpy(rle_ops.boxes(self.rle())).to(self.device)
-
-    def to(self, device: Device, non_blocking: bool = False) -> Masks:
-        """The same masks with their tensors on `device`."""
-        moved = _each_tensor(self, lambda t: t.to(device, non_blocking=non_blocking))
-        moved.device = torch.device(device)
-        return moved
-
-    def pin_memory(self) -> Masks:
-        """The same masks with their tensors in pinned memory."""
-        return _each_tensor(self, lambda t: t.pin_memory())
-
-
-def _rows(keep: Keep, count: int) -> NDArray[np.int64]:
-    if isinstance(keep, Tensor):
-        keep = keep.cpu().numpy()
-    elif not isinstance(keep, slice | np.ndarray):
-        keep = np.asarray(keep, dtype=None if len(keep) else np.int64)
-    return np.atleast_1d(np.arange(count)[keep])
 
 
 class _Structure:
@@ -260,11 +84,11 @@ class _Structure:
 
     def to(self: T, device: Device, non_blocking: bool = False) -> T:
         """The same with every tensor on `device`."""
-        return _each_tensor(self, lambda t: t.to(device, non_blocking=non_blocking))
+        return each_tensor(self, lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: T) -> T:
         """The same with every tensor in pinned memory."""
-        return _each_tensor(self, lambda t: t.pin_memory())
+        return each_tensor(self, lambda t: t.pin_memory())
 
     def _uphill(self, wanted: str, because: str) -> ZooError:
         mine = type(self).__name__
@@ -306,14 +130,16 @@ class Semantic(_Structure):
 
 
 def _labels(value: Array) -> Tensor:
-    labels = _tensor(value, torch.uint8) if getattr(value, "dtype", None) in (torch.uint8, np.uint8) else _narrow(value)
+    labels = (
+        as_tensor(value, torch.uint8) if getattr(value, "dtype", None) in (torch.uint8, np.uint8) else _narrow(value)
+    )
     if labels.ndim != 2:
         raise ZooError(f"Semantic: labels are (H,W), not {tuple(labels.shape)}")
     return labels
 
 
 def _narrow(value: Array) -> Tensor:
-    wide = _tensor(value, torch.int64)
+    wide = as_tensor(value, torch.int64)
     if wide.numel() and (int(wide.min()) < 0 or int(wide.max()) > VOID):
         raise ZooError(f"Semantic: labels lie in 0..255, these in {int(wide.min())}..{int(wide.max())} (void is 255)")
     return wide.to(torch.uint8)
@@ -360,7 +186,7 @@ class Instances(_Structure):
 
     def __getitem__(self, keep: Keep) -> Instances:
         """The objects a boolean mask, a list of indices or a slice picks; every field is filtered."""
-        rows = torch.from_numpy(_rows(keep, len(self)))
+        rows = torch.from_numpy(picked_rows(keep, len(self)))
         picked = copy.copy(self)
         for field in fields(self):
             value = getattr(self, field.name)
@@ -392,7 +218,7 @@ class Instances(_Structure):
 
 
 def _per_segment(kind: str, labels: Array, scores: Array | None, crowd: Array | None) -> tuple[Tensor, Tensor, Tensor]:
-    labels = _tensor(labels, torch.int64)
+    labels = as_tensor(labels, torch.int64)
     if labels.ndim != 1:
         raise ZooError(f"{kind}: labels are (N,), not {tuple(labels.shape)}")
     given = _optional(kind, "scores", scores, torch.float32, len(labels))
@@ -418,7 +244,7 @@ class Panoptic(_Structure):
     areas: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.ids = _tensor(self.ids, torch.int32)
+        self.ids = as_tensor(self.ids, torch.int32)
         if self.ids.ndim != 2:
             raise ZooError(f"Panoptic: ids are (H,W), not {tuple(self.ids.shape)}")
         self.labels, self.scores, self.crowd = _per_segment("Panoptic", self.labels, self.scores, self.crowd)
