@@ -107,7 +107,8 @@ def test_evaluate_from_another_folder_on_the_dataset_of_the_training(
     assert result.read(sweep / "0")["metrics"] == pytest.approx(result.read(out)["metrics"], nan_ok=True, rel=0, abs=0)
     assert re.search(r"^error: .*cut.ckpt", done.stderr, flags=re.MULTILINE)
     assert "Traceback" not in done.stderr
-    assert re.findall(r"^ (fcn|\?) .* (ok|failed) *$", done.stdout, flags=re.MULTILINE) == [("fcn", "ok"), ("?", "failed")]
+    rows = re.findall(r"^ (fcn|\?) .* (ok|failed) *$", done.stdout, flags=re.MULTILINE)
+    assert rows == [("fcn", "ok"), ("?", "failed")]
 
 
 def test_predict_pictures(trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
