@@ -232,3 +232,22 @@ def test_a_misspelt_option_of_timm_is_not_blamed_on_the_download() -> None:
     with pytest.raises(ZooError, match=r"^timm cannot build test_resnet.r160_in1k .*drop_pathrate") as caught:
         create_backbone("test_resnet.r160_in1k", pretrained=True, drop_pathrate=0.1)
     assert "network" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ConnectionError("no route"), r"could not be loaded \(no route\): fetch model.safetensors from https://"),
+        (RuntimeError("Error(s) in loading state_dict for X:\n mismatch"), r"do not fit its options \(.*mismatch\)"),
+    ],
+)
+def test_weights_that_do_not_come_and_weights_that_do_not_fit(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(name: str, pretrained: bool, **_: Any) -> None:
+        if pretrained:
+            raise error
+
+    monkeypatch.setattr("timm.create_model", create)
+    with pytest.raises(ZooError, match=sentence):
+        create_backbone("test_resnet.r160_in1k", pretrained=True)
