@@ -206,7 +206,7 @@ def test_predict_reads_pictures_as_the_training_did(
 def test_the_16_bit_maximum_reaches_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("fcn", 2, "test_resnet.r160_in1k")
     seen = []
-    monkeypatch.setattr(model, "predict", lambda batch: seen.append(batch.images.max().item()) or pytest.skip.Exception)
+    monkeypatch.setattr(model, "predict", lambda batch: seen.append(batch.images.max().item()))
     cv2.imwrite(str(tmp_path / "a.png"), np.full((32, 32, 3), 4095, np.uint16))
     with pytest.raises(TypeError):  # the stand-in predicts nothing
         predict_input(model, tmp_path / "a.png", tmp_path, create_fabric("cpu"), maximum=4095)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from compare import close, normalized, randomize
+from peers import assert_equal, normalized, randomize
 from torch import nn
 
 import zoo.models
@@ -57,7 +57,7 @@ def test_unet_equals(backbone: str, size: tuple[int, int]) -> None:
     ours, theirs = unet_pair(backbone, backbone, {}, {})
     images = torch.rand(1, 3, *size)
     with torch.no_grad():
-        close(ours(images), theirs(normalized(images)))
+        assert_equal(ours(images), theirs(normalized(images)))
 
 
 @pytest.mark.parametrize("backbone", ["convnext_atto", "efficientnet_b0"])
@@ -66,7 +66,7 @@ def test_unet_equals_on_timm(backbone: str) -> None:
     ours, theirs = unet_pair(backbone, f"tu-{backbone}", {}, {})
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        close(ours(images), theirs(normalized(images)))
+        assert_equal(ours(images), theirs(normalized(images)))
 
 
 def test_unet_options_equal() -> None:
@@ -82,7 +82,7 @@ def test_unet_options_equal() -> None:
     )
     images = torch.rand(1, 3, 97, 66)
     with torch.no_grad():
-        close(ours(images), theirs(normalized(images)))
+        assert_equal(ours(images), theirs(normalized(images)))
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
@@ -114,4 +114,4 @@ def test_deeplabv3_equals(output_stride: int) -> None:
     ours.load_state_dict(state)
     images = torch.rand(1, 3, 96, 144)
     with torch.no_grad():
-        close(ours.eval()(images), theirs.eval()(normalized(images)))
+        assert_equal(ours.eval()(images), theirs.eval()(normalized(images)))

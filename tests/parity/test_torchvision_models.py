@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from compare import close, normalized, randomize
+from peers import assert_equal, normalized, randomize
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import segmentation
@@ -53,11 +53,11 @@ def test_outputs_equal(name: str, backbone: str, theirs_name: str, options: dict
     images = torch.rand(1, 3, 97, 130)
     with torch.no_grad():
         expected = theirs(normalized(images))
-        close(ours(images), expected["out"])
+        assert_equal(ours(images), expected["out"])
         features = ours.extract(ours.backbone.normalize(images))
         ((weight, logits),) = ours.auxiliary(features)
     assert weight == 0.5
-    close(F.interpolate(logits, size=(97, 130), mode="bilinear", align_corners=False), expected["aux"])
+    assert_equal(F.interpolate(logits, size=(97, 130), mode="bilinear", align_corners=False), expected["aux"])
 
 
 @pytest.mark.parametrize(("name", "backbone", "theirs_name", "options"), [PAIRS[0], PAIRS[4]])
@@ -83,4 +83,4 @@ def test_training_loss_equals(name: str, backbone: str, theirs_name: str, option
     gradients = dict(theirs.named_parameters())
     for key in ("classifier.4.weight", "classifier.0.convs.2.0.weight", "aux_classifier.0.weight"):
         if key in gradients:
-            close(ours.get_parameter(key).grad, gradients[key].grad)
+            assert_equal(ours.get_parameter(key).grad, gradients[key].grad)

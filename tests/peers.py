@@ -1,4 +1,4 @@
-"""What the tests of the importers share: peers whose weights hide nothing, and how near is equal."""
+"""What comparisons with peers share: peers whose weights hide nothing, and how near is equal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 torch.set_num_threads(1)
 
 
-def randomized(model: nn.Module) -> nn.Module:
-    """Norms whose statistics and weights are not the identity, so that a lost or swapped one shows; eval mode."""
+def randomize(model: nn.Module) -> nn.Module:
+    """Give norms statistics and weights that are not the identity, so that a lost or swapped one shows."""
     generator = torch.Generator().manual_seed(0)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -17,7 +17,12 @@ def randomized(model: nn.Module) -> nn.Module:
             layer.running_var.uniform_(0.5, 1.5, generator=generator)
             layer.weight.data.uniform_(0.5, 1.5, generator=generator)
             layer.bias.data.normal_(0, 0.2, generator=generator)
-    return model.eval()
+    return model
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """`model` randomized, in evaluation mode."""
+    return randomize(model).eval()
 
 
 def normalized(images: Tensor) -> Tensor:
