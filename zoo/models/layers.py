@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from zoo.errors import ZooError
 
 
 def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
@@ -29,6 +32,28 @@ def conv_bn_relu(
     ]
 
 
+def conv3x3_bn_relu(
+    in_channels: int, out_channels: int, dilation: int = 1, separable: str | None = None
+) -> list[nn.Module]:
+    """A plain 3x3 convolution with batch norm and ReLU, or the same in two steps: depthwise 3x3, then pointwise 1x1.
+
+    Args:
+        separable: None is plain; "tf" has batch norm and ReLU after each step, as the TensorFlow code of DeepLab and
+            mmseg; "smp" has them after the second alone, as segmentation_models_pytorch.
+
+    Raises ZooError for another value. Parameter names: plain 0, 1; "tf" 0, 1, 3, 4; "smp" 0.0, 0.1, 1.
+    """
+    if separable is None:
+        return conv_bn_relu(in_channels, out_channels, dilation=dilation)
+    if separable not in ("tf", "smp"):
+        raise ZooError(f"unknown separable convolution {separable!r}: None, tf or smp")
+    depthwise = nn.Conv2d(in_channels, in_channels, 3, 1, dilation, dilation, groups=in_channels, bias=False)
+    pointwise = conv_bn_relu(in_channels, out_channels, kernel=1)
+    if separable == "tf":
+        return [depthwise, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True), *pointwise]
+    return [nn.Sequential(depthwise, pointwise[0]), *pointwise[1:]]
+
+
 class BatchNormPooled(nn.BatchNorm2d):
     """Batch norm for globally pooled maps (B, C, 1, 1) that also trains with a batch of one.
 
@@ -43,16 +68,30 @@ class BatchNormPooled(nn.BatchNorm2d):
 
 
 class FCNHead(nn.Sequential):
-    """conv3x3 to a quarter of the channels, BN, ReLU, dropout, conv1x1: (B, C, h, w) -> (B, K, h, w).
+    """conv3x3, BN, ReLU, dropout, conv1x1: (B, C, h, w) -> (B, K, h, w).
 
     The head of torchvision's FCN and the auxiliary head of its FCN and DeepLabV3, with its parameter names.
+
+    Args:
+        channels: between the convolutions; None: a quarter of the input's.
+        convs: how many 3x3 convolutions, each with norm and ReLU.
+        dropout2d: drop whole channels (semseg, mmsegmentation) instead of single values (torchvision).
     """
 
-    def __init__(self, in_channels: int, classes: int, dropout: float = 0.1) -> None:
-        middle = in_channels // 4
-        super().__init__(
-            *conv_bn_relu(in_channels, middle), nn.Dropout(dropout), nn.Conv2d(middle, classes, kernel_size=1)
-        )
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        dropout: float = 0.1,
+        channels: int | None = None,
+        convs: int = 1,
+        dropout2d: bool = False,
+    ) -> None:
+        middle = channels or in_channels // 4
+        widths = [in_channels] + convs * [middle]
+        layers = [layer for pair in pairwise(widths) for layer in conv_bn_relu(*pair)]
+        drop = nn.Dropout2d(dropout) if dropout2d else nn.Dropout(dropout)
+        super().__init__(*layers, drop, nn.Conv2d(widths[-1], classes, kernel_size=1))
 
 
 class _Join(torch.autograd.Function):
