@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError, unknown
-from zoo.models.backbone import OWN_BACKBONES, Backbone, create_backbone
+from zoo.models.backbone import OWN_BACKBONES, Backbone, create_backbone, has_full_dilation
 from zoo.models.deeplabv3 import DeepLabV3
 from zoo.models.fcn import FCN
+from zoo.models.pspnet import PSPNet
 from zoo.models.unet import UNet
 from zoo.structures import Class, as_classes
 
 MODELS: dict[str, type] = {
     "deeplabv3": DeepLabV3,
     "fcn": FCN,
+    "pspnet": PSPNet,
     "unet": UNet,
 }
 
@@ -76,7 +78,10 @@ def create_model(
             raise unknown(f"option of {name}", option, known)
     if not isinstance(backbone, Backbone):
         backbone_name = backbone or model_class.natural_backbone
-        wishes = {"pretrained": pretrained, "in_channels": in_channels, **model_class.needs, **(backbone_options or {})}
+        needs = dict(model_class.needs)
+        if not has_full_dilation(backbone_name):
+            needs.pop("dilation", None)  # a preference: the others have no such blocks
+        wishes = {"pretrained": pretrained, "in_channels": in_channels, **needs, **(backbone_options or {})}
         if output_stride is not None:
             wishes["output_stride"] = output_stride
         if backbone_name in OWN_BACKBONES:

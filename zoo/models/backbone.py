@@ -44,6 +44,9 @@ DILATED_FAMILIES = (
     "mobilenetv3", "mobilevit", "nfnet", "regnet", "res2net", "resnest", "resnet", "resnetv2", "rexnet", "sknet", "vgg",
     "xception_aligned",
 )  # fmt: skip
+# Those of them with dilation="full": the others have no first blocks that timm leaves at the rate of the stage before,
+# or none that can be told apart.
+FULL_FAMILIES = ("efficientnet", "hardcorenas", "mobilenetv3", "res2net", "resnest", "resnet", "sknet")
 # timm's modules without a pyramid of powers of two, or bound to one image size.
 UNFIT_FAMILIES = (
     "beit", "byoanet", "cait", "coat", "convit", "convmixer", "crossvit", "deepseek_vit", "deit", "efficientformer",
@@ -258,6 +261,12 @@ def supports(name: str, output_stride: int = 32) -> bool:
     return split_model_name_tag(name)[0] in backbone_names(output_stride)
 
 
+def has_full_dilation(name: str) -> bool:
+    """Whether `name` (a weight tag does not matter) is of a family that takes dilation="full"."""
+    base = split_model_name_tag(name)[0]
+    return timm.is_model(base) and _module(base) in FULL_FAMILIES
+
+
 def _family(name: str) -> str:
     """timm's module that defines `name`; raises for a misspelt name or tag, and for families that cannot serve."""
     base, tag = split_model_name_tag(name)
@@ -269,13 +278,18 @@ def _family(name: str) -> str:
     known = timm.list_pretrained(f"{base}.*")
     if tag and name not in known:
         raise unknown(f"weights of backbone {base}", name, known)
-    family = timm.models.model_entrypoint(base).__module__.rpartition(".")[2]
+    family = _module(base)
     if family in UNFIT_FAMILIES:
         raise ZooError(
             f"backbone {name} is bound to one image size or has no pyramid of features: use one that has, such as "
             f"{EXAMPLES}"
         )
     return family
+
+
+def _module(base: str) -> str:
+    """The module of timm that defines a model, which is its family."""
+    return timm.models.model_entrypoint(base).__module__.rpartition(".")[2]
 
 
 def _timm_model(

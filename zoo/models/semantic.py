@@ -37,12 +37,13 @@ class SemanticModel(nn.Module):
     Averages are of probabilities. A single pass is never turned into probabilities: the largest logit wins.
 
     A subclass overrides `decode`, may override `auxiliary`, and `extract` where features need more than the image.
-    Class attributes: `needs` is what `create_model` asks of the backbone, `natural_backbone` the one it takes when
-    nobody names one, `encoder_options` the options that go to the model's own encoder as well.
+    Class attributes: `needs` is what `create_model` asks of the backbone (`dilation` of those that have it alone),
+    `natural_backbone` the one it takes when nobody names one, `encoder_options` the options that go to the model's own
+    encoder as well.
     """
 
     task = "semantic"
-    needs: ClassVar[dict[str, int]] = {}
+    needs: ClassVar[dict[str, Any]] = {}
     natural_backbone: ClassVar[str] = "resnet50"
     encoder_options: ClassVar[tuple[str, ...]] = ()
     header: dict[str, Any]
