@@ -8,7 +8,8 @@ from torch import nn
 
 from zoo.errors import ZooError
 from zoo.models import create_model
-from zoo.models.deeplabv3 import ASPP, DeepLabV3
+from zoo.models.deeplabv3 import DeepLabV3
+from zoo.models.layers import ASPP, PixelClassifier
 
 
 def rates(model: DeepLabV3) -> list[int]:
@@ -47,9 +48,37 @@ def test_the_papers_multi_grid(stride: int, expected: list[int]) -> None:
 def test_the_papers_head_has_no_convolution_after_aspp() -> None:
     torchvisions = create_model("deeplabv3", 2, "test_resnet")
     papers = create_model("deeplabv3", 2, "test_resnet", post_conv=False, aux_weight=0)
-    assert [type(layer) for layer in papers.classifier] == [ASPP, nn.Conv2d]
+    assert [type(layer) for layer in papers.classifier] == [ASPP, PixelClassifier]
     assert len(torchvisions.classifier) == 5
     assert papers.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 2, 64, 64)
+
+
+def test_the_head_of_mmseg() -> None:
+    """3x3 projection, 512 channels, no convolution after it, dropout of whole channels before the classifier."""
+    options = {"channels": 512, "project_kernel": 3, "post_conv": False, "dropout": 0, "classifier_dropout": 0.5}
+    model = create_model("deeplabv3", 21, "resnet50", **options, aux_weight=0.4, aux_channels=256)
+    head = sum(parameter.numel() for parameter in model.classifier.parameters())
+    branches = 2 * 2048 * 512 + 3 * 9 * 2048 * 512 + 5 * 2 * 512
+    assert head == branches + 9 * 5 * 512 * 512 + 2 * 512 + 512 * 21 + 21
+    assert model.aux_classifier[0].weight.shape == (256, 1024, 3, 3)
+    classifier = model.classifier[-1].train()
+    with torch.no_grad():
+        classifier.weight.copy_(torch.eye(21, 512)[..., None, None])
+        classifier.bias.zero_()
+    kept = classifier(torch.ones(4, 512, 3, 3))
+    assert torch.equal(kept, kept[..., :1, :1].expand_as(kept))  # a channel is dropped everywhere or nowhere
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(classifier.eval()(torch.ones(1, 512, 3, 3)), torch.ones(1, 21, 3, 3))
+
+
+@pytest.mark.parametrize(("separable", "norms"), [("tf", 2), ("smp", 1)])
+def test_separable_branches(separable: str, norms: int) -> None:
+    aspp = ASPP(8, 4, (2, 3), dropout=0.0, separable=separable).eval()
+    branch = aspp.convs[1]
+    convolutions = [layer for layer in branch.modules() if isinstance(layer, nn.Conv2d)]
+    assert [(c.kernel_size[0], c.groups, c.dilation[0]) for c in convolutions] == [(3, 8, 2), (1, 1, 1)]
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in branch.modules()) == norms
+    assert aspp(torch.rand(1, 8, 9, 7)).shape == (1, 4, 9, 7)
 
 
 def test_the_cascade_doubles_the_rate_from_block_to_block() -> None:
@@ -78,6 +107,8 @@ def test_a_batch_of_one_leaves_the_pooled_statistics_alone() -> None:
 
 
 def test_what_does_not_fit_is_said() -> None:
+    with pytest.raises(ZooError, match="unknown separable convolution 'mmseg': None, tf or smp"):
+        create_model("deeplabv3", 2, "test_resnet", separable="mmseg")
     with pytest.raises(ZooError, match="unknown DeepLabV3 head 'asp'"):
         create_model("deeplabv3", 2, "test_resnet", head="asp")
     with pytest.raises(ZooError, match=r"layer4, which test_efficientnet does not have: take resnet50"):

@@ -17,7 +17,8 @@ projection (the released TensorFlow code: 0.1), output stride 8 in training too 
 every unit of block4's multi-grid: build the backbone with `multi_grid=(1, 2, 4), dilation="full"` for the paper's.
 Rates are (6, 12, 18) at stride 16 and follow the stride, as in the paper; torchvision's mobilenet_v3_large and smp
 keep (12, 24, 36) at stride 16, where the largest reaches beyond a 33x33 map: `rates=(12, 24, 36)` for their weights.
-smp: `align_corners=True, aux_weight=0` and `dilation="full"`.
+smp: `align_corners=True, aux_weight=0` and `dilation="full"`. mmseg: `channels=512, project_kernel=3, post_conv=False,
+dropout=0, classifier_dropout=0.1, aux_weight=0.4, aux_channels=256`.
 Differences from torchvision: the pooled branch trains with a batch of one (see BatchNormPooled).
 """
 
@@ -33,34 +34,9 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError, unknown
 from zoo.models.backbone import Backbone
-from zoo.models.layers import BatchNormPooled, FCNHead, conv_bn_relu
+from zoo.models.layers import ASPP, FCNHead, PixelClassifier, aspp_rates, conv_bn_relu
 from zoo.models.semantic import SemanticModel, evaluating
 from zoo.structures import Class, Size
-
-
-class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: (B, C, h, w) -> (B, channels, h, w). Parameter names are torchvision's."""
-
-    def __init__(self, in_channels: int, channels: int, rates: Sequence[int], dropout: float) -> None:
-        super().__init__()
-        pooled = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(in_channels, channels, kernel_size=1, bias=False),
-            BatchNormPooled(channels),
-            nn.ReLU(inplace=True),
-        )
-        self.convs = nn.ModuleList(
-            [
-                nn.Sequential(*conv_bn_relu(in_channels, channels, kernel=1)),
-                *(nn.Sequential(*conv_bn_relu(in_channels, channels, dilation=rate)) for rate in rates),
-                pooled,
-            ]
-        )
-        self.project = nn.Sequential(*conv_bn_relu(len(self.convs) * channels, channels, kernel=1), nn.Dropout(dropout))
-
-    def forward(self, x: Tensor) -> Tensor:
-        *branches, pooled = [branch(x) for branch in self.convs]
-        return self.project(torch.cat([*branches, pooled.expand_as(branches[0])], dim=1))
 
 
 class DeepLabV3(SemanticModel):
@@ -69,10 +45,15 @@ class DeepLabV3(SemanticModel):
     Args:
         head: "aspp", or "cascaded" (the paper's section 3.2) for timm's ResNets and kin (those with a `layer4`).
         rates: dilations of the 3x3 branches of ASPP, or "auto": (6, 12, 18) * 16 / output stride.
-        channels: of every branch.
+        channels: of every branch, of the projection and of the convolution after it.
         dropout: after ASPP's projection.
+        project_kernel: of that projection: 1, in mmseg 3.
+        separable: ASPP's 3x3 branches as depthwise and pointwise convolutions: None, "tf" (batch norm and ReLU after
+            both) or "smp" (after the second alone).
         post_conv: a 3x3 convolution between ASPP and the classifier, as in torchvision and smp.
+        classifier_dropout: of whole channels before the last convolution, as in mmseg.
         aux_weight: of the auxiliary head's loss; 0 builds none.
+        aux_channels: inside the auxiliary head; None is a quarter of its input's.
         aux_module: the backbone's module whose output the auxiliary head reads ("blocks.2.0" for torchvision's
             mobilenet_v3_large); None is the level before the coarsest.
         **base: see `SemanticModel`.
@@ -92,8 +73,12 @@ class DeepLabV3(SemanticModel):
         rates: str | Sequence[int] = "auto",
         channels: int = 256,
         dropout: float = 0.5,
+        project_kernel: int = 1,
+        separable: str | None = None,
         post_conv: bool = True,
+        classifier_dropout: float = 0.0,
         aux_weight: float = 0.5,
+        aux_channels: int | None = None,
         aux_module: str | None = None,
         **base: Any,
     ) -> None:
@@ -102,20 +87,20 @@ class DeepLabV3(SemanticModel):
             raise ZooError(f"unknown DeepLabV3 head {head!r}: aspp or cascaded")
         self.aux_weight = aux_weight
         self.aux_module = aux_module
-        in_channels, stride = backbone.channels[-1], backbone.strides[-1]
+        in_channels, count = backbone.channels[-1], len(self.classes)
         if head == "cascaded":
-            self.classifier = nn.Sequential(*cascade(backbone), nn.Conv2d(in_channels, len(self.classes), 1))
+            self.classifier = nn.Sequential(*cascade(backbone), PixelClassifier(in_channels, count, classifier_dropout))
         else:
-            resolved = [rate * 16 // stride for rate in (6, 12, 18)] if rates == "auto" else [int(r) for r in rates]
+            resolved = aspp_rates(rates, backbone.strides[-1])
             self.classifier = nn.Sequential(
-                ASPP(in_channels, channels, resolved, dropout),
+                ASPP(in_channels, channels, resolved, dropout, project_kernel, separable),
                 *(conv_bn_relu(channels, channels) if post_conv else ()),
-                nn.Conv2d(channels, len(self.classes), kernel_size=1),
+                PixelClassifier(channels, count, classifier_dropout),
             )
         self.aux_classifier: FCNHead | None = None
         if aux_weight:
-            aux_channels = tapped_channels(backbone, aux_module) if aux_module else backbone.channels[-2]
-            self.aux_classifier = FCNHead(aux_channels, len(self.classes))
+            width = tapped_channels(backbone, aux_module) if aux_module else backbone.channels[-2]
+            self.aux_classifier = FCNHead(width, count, channels=aux_channels)
 
     def extract(self, normalized: Tensor) -> list[Tensor]:
         """The backbone's features; before them the output of `aux_module` where one is named."""

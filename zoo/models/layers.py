@@ -67,6 +67,66 @@ class BatchNormPooled(nn.BatchNorm2d):
         return super().forward(x)
 
 
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: (B, C, h, w) -> (B, channels, h, w). Parameter names are torchvision's.
+
+    Branches conv1x1, one conv3x3 per rate, and the global mean through a conv1x1, spread out again; each with batch
+    norm and ReLU; concatenated in this order; a convolution, batch norm, ReLU and dropout.
+
+    Args:
+        rates: dilations of the 3x3 branches.
+        dropout: after the projection.
+        project_kernel: of the projection (mmseg: 3).
+        separable: kind of the 3x3 branches, see `conv3x3_bn_relu`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        rates: Sequence[int],
+        dropout: float,
+        project_kernel: int = 1,
+        separable: str | None = None,
+    ) -> None:
+        super().__init__()
+        pooled = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(in_channels, channels, kernel_size=1, bias=False),
+            BatchNormPooled(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.convs = nn.ModuleList(
+            [
+                nn.Sequential(*conv_bn_relu(in_channels, channels, kernel=1)),
+                *(nn.Sequential(*conv3x3_bn_relu(in_channels, channels, rate, separable)) for rate in rates),
+                pooled,
+            ]
+        )
+        fused = conv_bn_relu(len(self.convs) * channels, channels, project_kernel)
+        self.project = nn.Sequential(*fused, nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *branches, pooled = [branch(x) for branch in self.convs]
+        return self.project(torch.cat([*branches, pooled.expand_as(branches[0])], dim=1))
+
+
+def aspp_rates(rates: str | Sequence[int], stride: int) -> list[int]:
+    """`rates` as they are, or for "auto" the papers': (6, 12, 18) at stride 16, doubled where the stride is halved."""
+    return [rate * 16 // stride for rate in (6, 12, 18)] if rates == "auto" else [int(rate) for rate in rates]
+
+
+class PixelClassifier(nn.Conv2d):
+    """conv1x1 with bias: (B, C, h, w) -> (B, K, h, w), after dropout of whole channels in training."""
+
+    def __init__(self, in_channels: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__(in_channels, classes, kernel_size=1)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout2d(x, self.dropout, self.training) if self.dropout else x)
+
+
 class FCNHead(nn.Sequential):
     """conv3x3, BN, ReLU, dropout, conv1x1: (B, C, h, w) -> (B, K, h, w).
 
