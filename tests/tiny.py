@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo import checkpoint
 from zoo.data import Dataset, create_dataset
-from zoo.engine import create_fabric
+from zoo.engine import create_fabric, fit
 from zoo.models import create_model
 from zoo.structures import VOID, Batch, Class, Semantic
 
@@ -66,3 +67,23 @@ def weights(out: Path, name: str = "last.ckpt") -> dict[str, Tensor]:
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     """Whether two state dicts are equal bit by bit."""
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def run(out: Path, model: Any = None, val: Dataset | None = None, **options: Any) -> dict[str, Any]:
+    """A short training on scenes; its result."""
+    train = scenes()
+    return fit(
+        Tiny(train.classes) if model is None else model,
+        train,
+        val,
+        out=out,
+        fabric=options.pop("fabric", None) or cpu(),
+        optimizer=options.pop("optimizer", SGD),
+        **{**FAST, "steps": 4, **options},
+    )
+
+
+def rows(out: Path, name: str) -> dict[int, float]:
+    """What metrics.csv says of `name`, by step."""
+    with (out / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["name"] == name}
