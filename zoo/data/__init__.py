@@ -6,11 +6,15 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from zoo.data.ade20k import ADE20K
 from zoo.data.base import Dataset, Transform
 from zoo.data.camvid import CamVid
+from zoo.data.cityscapes import Cityscapes
+from zoo.data.coco_stuff import COCOStuff
 from zoo.data.files import read_image, read_labels
 from zoo.data.folder import Folder
 from zoo.data.isbi2012 import ISBI2012
+from zoo.data.oxford_pet import OxfordPet
 from zoo.data.scenes import Scenes
 from zoo.data.voc import VOC
 from zoo.errors import unknown
@@ -18,9 +22,13 @@ from zoo.errors import unknown
 __all__ = ["DATASETS", "Dataset", "create_dataset", "list_datasets", "read_image", "read_labels"]
 
 DATASETS: dict[str, type[Dataset]] = {
+    "ade20k": ADE20K,
     "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "coco_stuff": COCOStuff,
     "folder": Folder,
     "isbi2012": ISBI2012,
+    "oxford_pet": OxfordPet,
     "scenes": Scenes,
     "voc": VOC,
 }

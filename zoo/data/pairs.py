@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from zoo.structures import VOID, Panoptic, Sample, Semantic
 
 Files = dict[str, Path]
 """Files by the name that an image and its labels share."""
+
+UNKNOWN = 254
+"""In a table from ids to labels: what is no id."""
 
 
 class Unpaired(ZooError):
@@ -39,6 +43,17 @@ def complete(images: Files, labels: Files, hint: str = "add what is missing") ->
     if problems:
         folder = next(iter((images or labels).values())).parent
         raise Unpaired(f"{folder}: {'; '.join(problems)}", images, labels, hint)
+    return [(image, labels[name]) for name, image in images.items()]
+
+
+def paired(images: Files, labels: Files, hint: str = "add what is missing") -> list[tuple[Path, Path]]:
+    """`complete` for files that listings of their folders gave: nothing is asked of the disk where the names agree.
+
+    Raises:
+        Unpaired: a name lacks one of the two.
+    """
+    if images.keys() != labels.keys():
+        return complete(images, labels, hint)
     return [(image, labels[name]) for name, image in images.items()]
 
 
@@ -88,6 +103,31 @@ def descend(root: Path, levels: Sequence[str], marks: Sequence[str]) -> Path:
         if any((root / level / mark).exists() for mark in marks):
             return root / level
     return root
+
+
+def renumber(ids: NDArray[Any], table: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
+    """Ids of any shape as the file `path` stores them -> labels, by `table` (256,), `UNKNOWN` where it knows no id.
+
+    Raises:
+        ZooError: ids that are none of the dataset's.
+    """
+    if ids.dtype != np.uint8:
+        inside = (ids >= 0) & (ids < 256)
+        labels = np.where(inside, table[np.where(inside, ids, 0)], np.uint8(UNKNOWN)).astype(np.uint8)
+    else:  # OpenCV takes a tenth of the time that indexing takes
+        labels = np.asarray(cv2.LUT(np.ascontiguousarray(ids), table), np.uint8)
+    unknown = labels == UNKNOWN
+    if unknown.any():
+        raise ZooError(f"{path}: id {ids[unknown][0]} is none of the dataset's")
+    return labels
+
+
+def id_table(ids: Sequence[int], void: Sequence[int] = ()) -> NDArray[np.uint8]:
+    """The table of `renumber` (256,): ``ids[label]`` becomes `label`, the ids `void` become 255."""
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[list(void)] = VOID
+    table[list(ids)] = np.arange(len(ids))
+    return table
 
 
 def to_semantic(labels: NDArray[Any], path: Path) -> Semantic:
