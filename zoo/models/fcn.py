@@ -14,6 +14,8 @@ Differences from the paper: ResNet instead of VGG16; no pool3/pool4 skips: resol
 being recovered; bilinear resizing instead of learned deconvolution; an auxiliary head; the mean over pixels as loss.
 Differences from torchvision: none in numbers (parameter names, dilation, resizing, auxiliary weight). The head takes
 any backbone that can keep stride 8; with `output_stride=32` any backbone at all, at the price of coarse borders.
+mmsegmentation's FCN has two convolutions, then a third on the features and what came of them side by side, and drops
+whole channels: `convs=2, concat_input=True, dropout2d=True, aux_weight=0.4`; its "D6" forms have `head_dilation=6`.
 """
 
 from __future__ import annotations
@@ -21,21 +23,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
-from zoo.models.layers import FCNHead
+from zoo.models.layers import FCNHead, conv_bn_relu
 from zoo.models.semantic import SemanticModel
 from zoo.structures import Class, Size
+
+
+class ConcatHead(nn.Module):
+    """3x3 convolutions, one more on their input beside their output, dropout, conv1x1: (B, C, h, w) -> (B, K, h, w)."""
+
+    def __init__(self, in_channels: int, classes: int, channels: int | None, **head: Any) -> None:
+        super().__init__()
+        channels = channels or in_channels // 4
+        *convs, dropout, classifier = FCNHead(in_channels, classes, channels=channels, **head)
+        self.convs = nn.Sequential(*convs)
+        self.fuse = nn.Sequential(*conv_bn_relu(in_channels + channels, channels))
+        self.classifier = nn.Sequential(dropout, classifier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.fuse(torch.cat([x, self.convs(x)], dim=1)))
 
 
 class FCN(SemanticModel):
     """One FCN head on the coarsest features, one on those before.
 
     Args:
+        convs: 3x3 convolutions in the head; the auxiliary head has one.
+        concat_input: another one, on the features and the output of the convolutions side by side.
+        channels: in the head; None: a quarter of its input's.
+        head_dilation: of the heads' 3x3 convolutions, but for the one of `concat_input`.
         dropout: before the last convolution of each head.
+        dropout2d: of whole channels instead of single values.
         aux_weight: of the auxiliary head's loss; 0 builds none.
+        aux_channels: in the auxiliary head; None: a quarter of its input's.
         **base: see `SemanticModel`.
+
+    Raises ZooError for a head without convolutions.
     """
 
     natural_backbone = "resnet50"
@@ -46,14 +73,27 @@ class FCN(SemanticModel):
         classes: int | Sequence[str] | Sequence[Class],
         backbone: Backbone,
         *,
+        convs: int = 1,
+        concat_input: bool = False,
+        channels: int | None = None,
+        head_dilation: int = 1,
         dropout: float = 0.1,
+        dropout2d: bool = False,
         aux_weight: float = 0.5,
+        aux_channels: int | None = None,
         **base: Any,
     ) -> None:
         super().__init__(classes, backbone, **base)
+        if convs < 1:
+            raise ZooError(f"convs={convs}: the head of an FCN has at least 1 convolution before its classifier")
+        count = len(self.classes)
+        shared: dict[str, Any] = {"dropout": dropout, "dropout2d": dropout2d, "dilation": head_dilation}
         self.aux_weight = aux_weight
-        self.classifier = FCNHead(backbone.channels[-1], len(self.classes), dropout)
-        self.aux_classifier = FCNHead(backbone.channels[-2], len(self.classes), dropout) if aux_weight else None
+        head = ConcatHead if concat_input else FCNHead
+        self.classifier = head(backbone.channels[-1], count, channels=channels, convs=convs, **shared)
+        self.aux_classifier: FCNHead | None = None
+        if aux_weight:
+            self.aux_classifier = FCNHead(backbone.channels[-2], count, channels=aux_channels, **shared)
 
     def decode(self, features: list[Tensor], size: Size) -> Tensor:
         """Features (B, C, h, w) -> logits (B, K, h, w)."""
@@ -61,4 +101,4 @@ class FCN(SemanticModel):
 
     def auxiliary(self, features: list[Tensor]) -> list[tuple[float, Tensor]]:
         """The head on the features before the coarsest."""
-        return [(self.aux_weight, self.aux_classifier(features[-2]))] if self.aux_classifier else []
+        return [(self.aux_weight, self.aux_classifier(features[-2]))] if self.aux_classifier is not None else []

@@ -136,6 +136,7 @@ class FCNHead(nn.Sequential):
         channels: between the convolutions; None: a quarter of the input's.
         convs: how many 3x3 convolutions, each with norm and ReLU.
         dropout2d: drop whole channels (semseg, mmsegmentation) instead of single values (torchvision).
+        dilation: of the 3x3 convolutions.
     """
 
     def __init__(
@@ -146,10 +147,11 @@ class FCNHead(nn.Sequential):
         channels: int | None = None,
         convs: int = 1,
         dropout2d: bool = False,
+        dilation: int = 1,
     ) -> None:
         middle = channels or in_channels // 4
         widths = [in_channels] + convs * [middle]
-        layers = [layer for pair in pairwise(widths) for layer in conv_bn_relu(*pair)]
+        layers = [layer for pair in pairwise(widths) for layer in conv_bn_relu(*pair, dilation=dilation)]
         drop = nn.Dropout2d(dropout) if dropout2d else nn.Dropout(dropout)
         super().__init__(*layers, drop, nn.Conv2d(widths[-1], classes, kernel_size=1))
 
