@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.models.backbone import Backbone, backbone_names, create_backbone, supports
+from zoo.models.backbone import Backbone, _check_complete, backbone_names, create_backbone, supports
 from zoo.models.dilation import dilate_first_blocks
 
 torch.set_num_threads(1)
@@ -248,6 +248,122 @@ def test_dilate_first_blocks_changes_features() -> None:
     assert (a - b).norm() > 0.05 * a.norm()
 
 
+# ---- what is kept of the network
+
+
+@pytest.mark.parametrize(
+    ("name", "wishes", "gone"),
+    [
+        ("resnet18", {}, ("layer3", "layer4")),
+        ("vgg11", {"mlp_ratio": 1 / 64}, ("features.16", "features.18")),  # conv5
+        ("test_convnext", {}, ("stages.2", "stages.3")),
+        ("densenet121", {}, ("features.transition2", "features.denseblock3", "features.norm5")),
+        ("densenet121", {"taps": "transition"}, ("features.transition2.conv", "features.denseblock3")),
+        ("hardcorenas_a", {}, ("blocks.3", "blocks.5")),
+        ("test_efficientnet", {}, ("blocks.3",)),
+        ("swinv2_cr_tiny_ns_224", {}, ("stages.2", "stages.3")),
+        ("regnetx_002", {}, ("s3", "s4")),
+    ],
+)
+def test_coarse_stages_are_left_out(name: str, wishes: dict, gone: tuple[str, ...]) -> None:
+    """The maps that stay are the same maps; the stages that nobody reads are neither held nor run."""
+    whole = randomize(create_backbone(name, levels=6, **wishes))
+    cut = create_backbone(name, levels=6, coarsest=8, **wishes)
+    assert cut.strides == [stride for stride in whole.strides if stride <= 8]
+    assert cut.strides[-1] == 8
+    theirs = whole.state_dict()
+    lost = theirs.keys() - cut.state_dict().keys()
+    assert all(any(key.startswith(f"model.{part}.") for key in theirs) for part in gone)
+    assert all(key in lost for key in theirs if key.startswith(tuple(f"model.{part}." for part in gone)))
+    cut.load_state_dict({key: value for key, value in theirs.items() if key not in lost})
+    used: set[int] = set()
+    maps = cut.train()(torch.rand(2, 3, 64, 96))
+    todo = [feature.grad_fn for feature in maps]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in used:
+            used.add(node)  # type: ignore[arg-type]
+            todo += [parent for parent, _ in node.next_functions]
+    reached = {id(node.variable) for node in used if hasattr(node, "variable")}
+    assert [key for key, p in cut.named_parameters() if id(p) not in reached] == []
+    cut.load_state_dict({key: value for key, value in theirs.items() if key not in lost})  # batch statistics again
+    images = torch.rand(1, 3, 64, 96)
+    for ours, full in zip(features(cut, images), features(whole, images), strict=False):
+        assert torch.equal(ours, full)
+
+
+def test_levels_count_what_is_left() -> None:
+    cut = create_backbone("resnet18", levels=2, coarsest=16)
+    assert (cut.strides, cut.channels) == ([8, 16], [128, 256])
+    assert create_backbone("resnet18", levels=4, coarsest=64).strides == [4, 8, 16, 32]
+
+
+def test_stages_are_left_out_by_the_stride_they_have() -> None:
+    """Of a dilated network none is coarser than its output stride; of one at stride 16 the last two have it."""
+    dilated = create_backbone("resnet18", output_stride=8, coarsest=8, levels=3)
+    assert dilated.strides == [8, 8, 8]
+    assert create_backbone("resnet18", output_stride=16, coarsest=8, levels=2).strides == [4, 8]
+    assert len(dilated.model.layer4) == 2
+
+
+def test_a_coarsest_stride_that_cannot_be() -> None:
+    assert "has strides [4, 8, 16, 32], none of them 2 or less" in refusal(name="test_convnext", coarsest=2)
+    assert "coarsest must be a stride such as 8, 16 or 32" in refusal(name="test_resnet", coarsest=7)
+    assert "no pretrained weights and no output_stride, multi_grid or coarsest" in refusal(name="unet", coarsest=8)
+
+
+def test_hidden_layers_of_a_classifier(tmp_path) -> None:
+    """fc6 and fc7 of VGG, with the weights of timm's file or torchvision's; the features are the same as without."""
+    small = {"mlp_ratio": 1 / 64}  # 64 hidden units instead of 4096
+    theirs = timm.create_model("vgg11", **small)
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    hidden = theirs.pre_logits
+    plain = create_backbone("vgg11", pretrained=tmp_path / "timm.pth", levels=6, **small)
+    assert plain.hidden is None
+    assert not any("pre_logits" in key for key in plain.state_dict())
+    backbone = create_backbone("vgg11", pretrained=tmp_path / "timm.pth", levels=6, classifier=True, **small)
+    assert torch.equal(backbone.hidden.fc1.weight, hidden.fc1.weight)
+    assert torch.equal(backbone.state_dict()["model.pre_logits.fc2.weight"], hidden.fc2.weight)
+    images = torch.rand(1, 3, 64, 96)
+    maps = features(backbone, images)
+    for ours, wanted in zip(maps, features(plain, images), strict=True):
+        assert torch.equal(ours, wanted)
+    with torch.no_grad():
+        wanted = theirs.eval().forward_head(theirs.forward_features(backbone.normalize(images)), pre_logits=True)
+        assert torch.equal(backbone.hidden(maps[-1]).mean((2, 3)), wanted)
+    again = create_backbone(**backbone.config)
+    again.load_state_dict(backbone.state_dict(), strict=True)
+    assert (again.strides, again.config) == (backbone.strides, backbone.config)
+
+
+def test_torchvisions_names_of_the_hidden_layers(tmp_path) -> None:
+    """timm reads torchvision's files of VGG too, where these are linear layers: nothing is missing."""
+    model = create_backbone("vgg11", classifier=True, mlp_ratio=1 / 64).model
+    names = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3"}
+    state = {key: value[:1].clone() for key, value in model.state_dict().items()}
+    for ours, theirs in names.items():
+        state |= {f"{theirs}.{kind}": state.pop(f"{ours}.{kind}") for kind in ("weight", "bias")}
+    torch.save(state, tmp_path / "torchvision.pth")
+    _check_complete("vgg11", model, tmp_path / "torchvision.pth")
+    del state["classifier.3.bias"]
+    torch.save(state, tmp_path / "torchvision.pth")
+    with pytest.raises(ZooError, match=r"lacks 1 of .*, such as pre_logits\.fc2\.bias"):
+        _check_complete("vgg11", model, tmp_path / "torchvision.pth")
+
+
+def test_networks_without_hidden_layers_ignore_the_wish() -> None:
+    backbone = create_backbone("test_resnet", classifier=True)
+    assert backbone.hidden is None
+    assert backbone.state_dict().keys() == create_backbone("test_resnet").state_dict().keys()
+
+
+def test_an_older_config_rebuilds() -> None:
+    """Headers written before these options existed do not name them."""
+    config = create_backbone("test_resnet").config
+    older = {key: value for key, value in config.items() if key not in ("classifier", "coarsest")}
+    assert create_backbone(**older).config == config
+
+
 # ---- rebuilding
 
 
@@ -258,6 +374,7 @@ def test_dilate_first_blocks_changes_features() -> None:
         {"name": "densenet121", "taps": "transition", "levels": 5},
         {"name": "test_efficientnet", "bn_eps": 1e-3},
         {"name": "unet", "padding": "same", "in_channels": 1, "levels": 5},
+        {"name": "resnet18", "coarsest": 16, "levels": 2},
     ],
 )
 def test_config_rebuilds(wishes: dict) -> None:

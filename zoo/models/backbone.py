@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import read
 from zoo.errors import ZooError, unknown
 from zoo.models.dilation import CONVERTERS, dilate_first_blocks
+from zoo.models.truncation import truncate
 
 Size = tuple[int, int]
 Dilation = Literal["previous", "full"]
@@ -115,6 +116,16 @@ class Backbone(nn.Module):
             buffer = torch.tensor(list(values), dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
             self.register_buffer(key, buffer, persistent=False)
 
+    @property
+    def hidden(self) -> Any:
+        """The hidden layers of a VGG's classifier, if it was built with `classifier=True`; else None.
+
+        A module with `fc1` (convolution 7x7, 512 -> 4096) and `fc2` (1x1, 4096 -> 4096), with `act1` and `act2`: the
+        paper's fc6 and fc7. `extract` does not run it.
+        """
+        layers = getattr(self.model, "pre_logits", None)
+        return layers if self.config.get("classifier") and hasattr(layers, "fc1") else None
+
     def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
         """Features of images (B, C, H, W), uint8 or float in [0, 1]; pixels beyond `sizes` count as padding."""
         return self.extract(self.normalize(images, sizes))
@@ -181,6 +192,8 @@ def create_backbone(
     multi_grid: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    classifier: bool = False,
+    coarsest: int | None = None,
     **options: Any,
 ) -> Backbone:
     """A backbone by name: any timm model with features ("resnet50", "resnet50.tv_in1k", ...), or "unet".
@@ -198,6 +211,10 @@ def create_backbone(
         mean, std: one value per channel, of pixels in [0, 1]. By default those of timm's weights; with one channel
             their average over RGB, with other numbers of channels RGB's repeated, as timm repeats the filters.
             Multispectral data wants its own.
+        classifier: keep the two hidden layers of a VGG's classifier as convolutions, pretrained like the rest, in
+            `Backbone.hidden`; other networks have none and ignore this.
+        coarsest: leave out the stages with a stride above this one, with their parameters (8: a ResNet's layer3 and
+            layer4, unless dilated). None keeps all. Which maps are given is for `levels` to say.
         options: handed to timm (`drop_path_rate`, `bn_eps`, ...). DenseNets also take `taps="transition"`: features
             after each transition's norm and ReLU, and without the last ReLU, as smp's encoder gives them.
 
@@ -208,13 +225,16 @@ def create_backbone(
         raise ZooError(f"output_stride must be 8, 16 or 32, not {output_stride!r}")
     if dilation not in ("previous", "full"):
         raise ZooError(f"dilation must be 'previous' or 'full', not {dilation!r}")
+    if coarsest is not None and coarsest not in (1, 2, 4, 8, 16, 32, 64):
+        raise ZooError(f"coarsest must be a stride such as 8, 16 or 32, or None for all stages, not {coarsest!r}")
     config = {
         "name": name, "in_channels": in_channels, "output_stride": output_stride, "levels": levels,
-        "dilation": dilation, "multi_grid": None if multi_grid is None else list(multi_grid), **options,
+        "dilation": dilation, "multi_grid": None if multi_grid is None else list(multi_grid),
+        "classifier": classifier, "coarsest": coarsest, **options,
     }  # fmt: skip
     if name in OWN_BACKBONES:
-        if pretrained or output_stride != 32 or multi_grid is not None:
-            raise ZooError(f"backbone {name} has no pretrained weights and no output_stride or multi_grid")
+        if pretrained or output_stride != 32 or multi_grid is not None or coarsest is not None:
+            raise ZooError(f"backbone {name} has no pretrained weights and no output_stride, multi_grid or coarsest")
         module, _, function = OWN_BACKBONES[name].partition(":")
         model = getattr(import_module(module), function)(in_channels=in_channels, levels=levels, **options)
         mean, std = _statistics(name, in_channels, mean, std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -224,13 +244,16 @@ def create_backbone(
     taps = options.pop("taps", None)
     if taps is not None and (taps != "transition" or family != "densenet"):
         raise ZooError(f"taps={taps!r}: only 'transition', and only densenets, have it")
-    model = _timm_model(name, family, pretrained, in_channels, output_stride, options)
+    hidden = classifier and family == "vgg"
+    model = _timm_model(name, family, pretrained, in_channels, output_stride, options, hidden)
     statistics = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
     mean, std = _statistics(name, in_channels, mean, std, *statistics)
     indices: Sequence[int] = ()
     if isinstance(model, FeatureGetterNet):
         model, indices = model.model, tuple(cast(Any, model.out_indices))
         taps = taps or "getter"
+    elif hidden:
+        taps, indices = "getter", range(len(model.feature_info))
     if isinstance(pretrained, (str, Path)):
         _check_complete(name, model, pretrained)
     if output_stride < 32 and family in CONVERTERS:
@@ -241,10 +264,16 @@ def create_backbone(
         _pad_valid_layers(model)
     if taps == "transition":
         model.features.norm5.act = nn.Identity()
-    backbone = Backbone(
-        name, model, (), (), mean=mean, std=std, config=config, taps=taps or "own", indices=indices[-levels:]
-    )
-    return _measure(backbone, levels)
+    plan = partial(Backbone, name, model, (), (), mean=mean, std=std, config=config, taps=taps or "own")
+    if coarsest is not None:
+        strides = _check_strides(_measure(plan(indices=indices))).strides
+        count = sum(stride <= coarsest for stride in strides)
+        if count == 0:
+            raise ZooError(f"backbone {name} has strides {strides}, none of them {coarsest} or less")
+        if count < len(strides):
+            indices = truncate(name, model, taps or "own", indices, count)
+        return _measure(plan(indices=indices[-levels:]), levels)
+    return _check_strides(_measure(plan(indices=indices[-levels:]), levels))
 
 
 @cache
@@ -293,16 +322,26 @@ def _module(base: str) -> str:
 
 
 def _timm_model(
-    name: str, family: str, pretrained: bool | str | Path, in_channels: int, output_stride: int, options: dict[str, Any]
+    name: str,
+    family: str,
+    pretrained: bool | str | Path,
+    in_channels: int,
+    output_stride: int,
+    options: dict[str, Any],
+    hidden: bool = False,
 ) -> Any:
-    """timm's feature extractor with the parameter names of its classifier; errors become sentences."""
-    arguments: dict[str, Any] = {"features_only": True, "in_chans": in_channels, **options}
+    """timm's feature extractor with the parameter names of its classifier; errors become sentences.
+
+    `hidden`: the classifier itself, without its last layer.
+    """
+    kind: dict[str, Any] = {"num_classes": 0} if hidden else {"features_only": True}
+    arguments: dict[str, Any] = {**kind, "in_chans": in_channels, **options}
     if output_stride < 32 and family not in CONVERTERS:
         if family not in DILATED_FAMILIES:
             raise _cannot_dilate(name, output_stride)
         arguments["output_stride"] = output_stride
     # These two have feature classes of their own, with the classifier's names and, unlike it, with output strides.
-    if family not in ("mobilenetv3", "hardcorenas"):
+    if family not in ("mobilenetv3", "hardcorenas") and not hidden:
         arguments["feature_cls"] = "getter"
     if family.startswith("swin_transformer"):
         arguments.setdefault("strict_img_size", False)
@@ -314,7 +353,8 @@ def _timm_model(
         return timm.create_model(name, pretrained=bool(pretrained), **arguments)
     except Exception as error:  # timm has no exception of its own: what it was asked to do tells what went wrong
         if pretrained:
-            _timm_model(name, family, False, in_channels, output_stride, options)  # raises where an option is at fault
+            # Raises where an option is at fault.
+            _timm_model(name, family, False, in_channels, output_stride, options, hidden)
             raise _no_weights(name, pretrained, error) from error
         if "output_stride" in arguments and (isinstance(error, AssertionError) or "output_stride" in str(error)):
             raise _cannot_dilate(name, output_stride) from error
@@ -328,6 +368,9 @@ def _check_complete(name: str, model: nn.Module, file: str | Path) -> None:
     content = read(file)
     content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     given = {key.removeprefix("module.") for key in content}
+    for theirs, ours in (("classifier.0.", "pre_logits.fc1."), ("classifier.3.", "pre_logits.fc2.")):
+        # torchvision's VGG, whose hidden layers timm makes into convolutions as it reads them
+        given |= {key.replace(theirs, ours) for key in given if key.startswith(theirs)}
     lacking = [key for key in model.state_dict() if key not in given and not key.endswith("num_batches_tracked")]
     if lacking:
         raise ZooError(
@@ -389,8 +432,8 @@ def _statistics(
     return adapted[0], adapted[1]
 
 
-def _measure(backbone: Backbone, levels: int) -> Backbone:
-    """Run small images through it: fills in channels, strides and padding, or refuses."""
+def _measure(backbone: Backbone, levels: int = 0) -> Backbone:
+    """Run small images through it: fills in channels, strides and padding, or refuses. No levels: all of them."""
     training = backbone.model.training
     backbone.model.eval()
     refusal = "it gives no features"
@@ -416,7 +459,6 @@ def _measure(backbone: Backbone, levels: int) -> Backbone:
     backbone.channels = [feature.shape[1] for feature in features]
     backbone.strides = [stride for stride in strides if stride is not None]
     backbone.multiple = multiple
-    _check_strides(backbone)
     backbone.smallest = _smallest(backbone)
     backbone.model.train(training)
     return backbone
@@ -432,7 +474,8 @@ def _smallest(backbone: Backbone) -> int:
     raise ZooError(f"backbone {backbone.name} fails on small images: use one such as {EXAMPLES}")
 
 
-def _check_strides(backbone: Backbone) -> None:
+def _check_strides(backbone: Backbone) -> Backbone:
+    """`backbone`, if its coarsest map has the stride that was asked for and the finest another one."""
     wanted, strides = backbone.config["output_stride"], backbone.strides
     if wanted < 32 and strides[-1] != wanted:
         raise _cannot_dilate(backbone.name, wanted)
@@ -441,6 +484,7 @@ def _check_strides(backbone: Backbone) -> None:
             f"backbone {backbone.name} has a single resolution (stride {strides[-1]}), not a pyramid: use one such as "
             f"{EXAMPLES}"
         )
+    return backbone
 
 
 def _probe(backbone: Backbone, size: Size, levels: int) -> list[Tensor]:
@@ -481,6 +525,6 @@ def _densenet_transitions(features: nn.Module, x: Tensor) -> list[Tensor]:
             x = layer.pool(layer.conv(x))  # type: ignore[operator]
             continue
         x = layer(x)
-        if name == "norm0":
+        if name in ("norm0", "norm5"):
             taps.append(x)
-    return [*taps, x]
+    return taps
