@@ -26,7 +26,7 @@ CATS = [
     "Ragdoll",
     "Russian_Blue",
 ]
-CATS += ["Siamese", "Sphynx"]
+CATS += ["Ragdoll", "Russian_Blue", "Siamese", "Sphynx"]
 
 
 @pytest.fixture
