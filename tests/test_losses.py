@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.losses import (
     LOSSES,
+    border_cross_entropy,
     create_loss,
     cross_entropy,
     dice,
@@ -31,6 +32,7 @@ from zoo.structures import VOID
 K = 4
 WEIGHTS = [1.0, 2.0, 0.5, 3.0]
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "border_cross_entropy": [{}, {"border": 1, "w0": 3.0, "sigma": 1.0, "reduction": "sum", "class_weights": WEIGHTS}],
     "cross_entropy": [
         {},
         {"reduction": "sum"},
@@ -100,7 +102,8 @@ def test_symmetries(loss: Loss, options: dict[str, Any]) -> None:
     same(loss(logits, labels.long(), **options), value, rtol=0, atol=0)
     if "class_weights" not in options:
         renamed = torch.where(labels == VOID, VOID, 3 - labels)
-        same(loss(logits.flip(1), renamed.to(torch.uint8), **options), value)
+        border = {"border": 3} if loss is border_cross_entropy else {}  # the one loss that knows a class by its number
+        same(loss(logits.flip(1), renamed.to(torch.uint8), **options, **border), value)
 
 
 @pytest.mark.parametrize(("loss", "options"), CASES)
@@ -313,3 +316,17 @@ def test_class_weights_by_hand() -> None:
     for weights in (median_frequency_weights, enet_weights):
         with pytest.raises(ZooError, match="labelled pixels"):
             weights([[0, 0]])
+
+
+def test_the_border_term_adds_to_the_weight_of_pixels_between_objects() -> None:
+    labels = torch.tensor([[[1, 0, 0, 1, VOID]]], dtype=torch.uint8)  # distances 1 and 2 for both in between
+    logits = torch.randn(1, 2, 1, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    each = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="none")[0, 0]
+    near = 10 * math.exp(-(3**2) / 50)
+    expected = (2 * each[0] + (1 + near) * each[1] + (1 + near) * each[2] + 2 * each[3]) / 4
+    found = border_cross_entropy(logits, labels, class_weights=[1.0, 2.0])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        border_cross_entropy(logits, labels, w0=0.0, class_weights=[1.0, 2.0], reduction="sum"),
+        cross_entropy(logits, labels, class_weights=[1.0, 2.0], reduction="sum"),
+    )

@@ -46,6 +46,28 @@ def test_backbone_has_its_own_rate() -> None:
         assert group["lr"] == group["initial_lr"] == pytest.approx(0.01 if name.startswith("backbone") else 0.1)
 
 
+def test_all_is_decayed_on_wish_but_what_a_module_excludes() -> None:
+    model = Model()
+    optimizer = create_optimizer(model, weight_decay=0.05, decay_vectors=True)
+    assert {group["weight_decay"] for group in by_name(model, optimizer).values()} == {0.05}
+    vit = Model("test_vit")
+    groups = by_name(vit, create_optimizer(vit, weight_decay=0.05, decay_vectors=True))
+    spared = {name for name, group in groups.items() if group["weight_decay"] == 0}
+    assert spared
+    assert all("pos_embed" in name or "token" in name for name in spared)
+
+
+def test_biases_of_convolutions_have_their_own_rate_and_those_of_norms_do_not() -> None:
+    model = Model()
+    model.lonely = nn.Parameter(torch.zeros(3))
+    groups = by_name(model, create_optimizer(model, "sgd", lr=0.1, backbone_lr_factor=0.5, bias_lr_factor=2.0))
+    expected = {"head.bias": 0.2, "head.weight": 0.1, "lonely": 0.1}
+    assert {name: groups[name]["lr"] for name in expected} == pytest.approx(expected)
+    norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert {groups[f"{name}.bias"]["lr"] for name in norms} == {0.05}
+
+
 def test_layer_decay_follows_depth_and_excludes_position_embeddings() -> None:
     model = Model("test_vit")
     groups = by_name(model, create_optimizer(model, lr=1.0, weight_decay=0.05, layer_decay=0.5))

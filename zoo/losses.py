@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from zoo.errors import ZooError, unknown
+from zoo.ops.borders import border_weights
 from zoo.structures import VOID
 
 Weights = Sequence[float] | Tensor
@@ -45,6 +46,30 @@ def cross_entropy(
     weights = _weights(class_weights, logits)
     losses = _per_pixel(logits, labels, weights, label_smoothing)
     return _reduce(losses, labels, reduction, weights)
+
+
+def border_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    border: int = 0,
+    w0: float = 10.0,
+    sigma: float = 5.0,
+    reduction: str = "valid",
+    class_weights: Weights | None = None,
+) -> Tensor:
+    """- (w[y] + w0 exp(-(d1 + d2)^2 / (2 sigma^2))) log softmax(logits)[y]: U-Net's loss, which forces thin borders
+    between objects that touch (Ronneberger et al. 2015, equations 1 and 2).
+
+    `border` is the class between objects, d1 and d2 the distances in pixels to the two nearest objects, see
+    `border_weights`; they are computed from the labels at every call, on the CPU. `class_weights` w[y] are K floats, 1
+    by default; the paper balances classes by them. `reduction`: "valid" divides by the number of labelled pixels,
+    "all_pixels" by that of all, "sum" by 1 (the paper's energy).
+    """
+    weights = _weights(class_weights, logits)
+    losses = _per_pixel(logits, labels)
+    maps = [border_weights(row, border, w0, sigma) for row in labels.to(torch.uint8).cpu().numpy()]
+    near = torch.from_numpy(np.stack(maps)).to(losses)
+    return _reduce(_weighted(losses, labels, weights) + near * losses, labels, reduction, None)
 
 
 def ohem_cross_entropy(
@@ -210,6 +235,7 @@ def _weight_map(labels: Tensor, weights: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
+    "border_cross_entropy": border_cross_entropy,
     "cross_entropy": cross_entropy,
     "dice": dice,
     "focal": focal,

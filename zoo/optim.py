@@ -25,6 +25,8 @@ def create_optimizer(
     momentum: float = 0.9,
     backbone_lr_factor: float = 1.0,
     layer_decay: float | None = None,
+    bias_lr_factor: float = 1.0,
+    decay_vectors: bool = False,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters of `model`.
@@ -41,6 +43,9 @@ def create_optimizer(
         backbone_lr_factor: learning rate of the backbone over that of the heads.
         layer_decay: the rate falls by this factor for each layer of the backbone from its last to its first (BEiT,
             Bao et al. 2022, appendix), the layers as timm groups them.
+        bias_lr_factor: learning rate of the biases of convolutions and linear layers over that of their weights (2 in
+            Caffe's recipes, such as FCN's).
+        decay_vectors: decay vectors and scalars as well, as the recipes of PSPNet and DeepLab do.
         options: the optimizer's own (betas, eps, ...); None means its default.
 
     Raises:
@@ -49,7 +54,8 @@ def create_optimizer(
     names = [str(known) for known in list_optimizers()]
     if name not in names:
         raise unknown("optimizer", name, names)
-    groups = _groups(model, lr, weight_decay, backbone_lr_factor, layer_decay)
+    rates = _rates(model, lr, backbone_lr_factor, layer_decay, bias_lr_factor)
+    groups = _groups(model, rates, weight_decay, decay_vectors)
     options = {key: value for key, value in options.items() if value is not None}
     if name == "sgd":
         options.setdefault("nesterov", False)
@@ -66,18 +72,35 @@ def create_optimizer(
     return optimizer
 
 
+def _rates(
+    model: nn.Module, lr: float, backbone_lr_factor: float, layer_decay: float | None, bias_lr_factor: float
+) -> dict[str, float]:
+    """The learning rate of each parameter by its name."""
+    scales = {} if layer_decay is None else _layer_scales(model, layer_decay)
+    biases = {
+        f"{name}.bias" if name else "bias"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    }
+    return {
+        name: lr
+        * scales.get(name, 1.0)
+        * (backbone_lr_factor if name.startswith("backbone.") else 1.0)
+        * (bias_lr_factor if name in biases else 1.0)
+        for name, _ in model.named_parameters()
+    }
+
+
 def _groups(
-    model: nn.Module, lr: float, weight_decay: float, backbone_lr_factor: float, layer_decay: float | None
+    model: nn.Module, rates: dict[str, float], weight_decay: float, decay_vectors: bool
 ) -> list[dict[str, Any]]:
     """Parameters by their (rate, decay), in the order of first occurrence."""
-    scales = {} if layer_decay is None else _layer_scales(model, layer_decay)
     undecayed = _undecayed(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = lr * scales.get(name, 1.0) * (backbone_lr_factor if name.startswith("backbone.") else 1.0)
-            decay = 0.0 if parameter.ndim <= 1 or name in undecayed else weight_decay
-            groups[rate, decay].append(parameter)
+            spared = name in undecayed or (parameter.ndim <= 1 and not decay_vectors)
+            groups[rates[name], 0.0 if spared else weight_decay].append(parameter)
     if not groups:
         raise ZooError("the model has no trainable parameter: nothing to optimize")
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
