@@ -10,15 +10,25 @@ from typing import Any
 from zoo.errors import ZooError, unknown
 from zoo.models.backbone import OWN_BACKBONES, Backbone, create_backbone, has_full_dilation
 from zoo.models.deeplabv3 import DeepLabV3
+from zoo.models.deeplabv3plus import DeepLabV3Plus
 from zoo.models.fcn import FCN
+from zoo.models.fcn8s import FCN8s, FCN16s, FCN32s
+from zoo.models.lraspp import LRASPP
 from zoo.models.pspnet import PSPNet
+from zoo.models.refinenet import RefineNet
 from zoo.models.unet import UNet
 from zoo.structures import Class, as_classes
 
 MODELS: dict[str, type] = {
     "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
     "fcn": FCN,
+    "fcn16s": FCN16s,
+    "fcn32s": FCN32s,
+    "fcn8s": FCN8s,
+    "lraspp": LRASPP,
     "pspnet": PSPNet,
+    "refinenet": RefineNet,
     "unet": UNet,
 }
 

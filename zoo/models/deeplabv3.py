@@ -24,18 +24,17 @@ Differences from torchvision: the pooled branch trains with a batch of one (see 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from zoo.errors import ZooError, unknown
+from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
 from zoo.models.layers import ASPP, FCNHead, PixelClassifier, aspp_rates, conv_bn_relu
-from zoo.models.semantic import SemanticModel, evaluating
+from zoo.models.semantic import SemanticModel
+from zoo.models.taps import tap, tapped_channels
 from zoo.structures import Class, Size
 
 
@@ -150,29 +149,3 @@ def dilate(unit: nn.Module, rate: int) -> None:
     for module in unit.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
             module.dilation = module.padding = (rate, rate)
-
-
-@contextmanager
-def tap(backbone: Backbone, name: str) -> Iterator[list[Tensor]]:
-    """Collects what the backbone's module `name` puts out; ZooError where there is none of that name.
-
-    Inside, a compiled backbone runs uncompiled: compiled code does not call a hook that came after it.
-    """
-    modules = dict(backbone.model.named_modules())
-    if name not in modules:
-        raise unknown(f"module of {backbone.name}", name, modules)
-    outputs: list[Tensor] = []
-    handle = modules[name].register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield outputs
-    finally:
-        handle.remove()
-
-
-def tapped_channels(backbone: Backbone, name: str) -> int:
-    """Channels of the backbone's module `name`, seen on a blank image."""
-    device = next(backbone.parameters()).device
-    with torch.no_grad(), evaluating(backbone), tap(backbone, name) as outputs:
-        backbone.extract(torch.zeros(1, backbone.config["in_channels"], 64, 64, device=device))
-    return outputs[0].shape[1]
