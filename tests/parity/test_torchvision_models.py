@@ -1,4 +1,4 @@
-"""FCN and DeepLabV3 equal torchvision's, weights copied over: logits, auxiliary logits, training loss, gradients."""
+"""FCN, DeepLabV3 and LR-ASPP equal torchvision's, weights copied over: logits, auxiliary ones, loss, gradients."""
 
 from __future__ import annotations
 
@@ -84,3 +84,35 @@ def test_training_loss_equals(name: str, backbone: str, theirs_name: str, option
     for key in ("classifier.4.weight", "classifier.0.convs.2.0.weight", "aux_classifier.0.weight"):
         if key in gradients:
             assert_equal(ours.get_parameter(key).grad, gradients[key].grad)
+
+
+LRASPP_OPTIONS = {key: MOBILENET[key] for key in ("output_stride", "backbone_options")} | {"low_module": "blocks.2.0"}
+
+
+def lraspp_pair() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    theirs = segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
+    randomize(theirs)
+    ours = zoo.models.create_model("lraspp", CLASSES, **LRASPP_OPTIONS)
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    return ours, theirs
+
+
+def test_lraspp_equals() -> None:
+    """Logits; then, in training and double precision, loss and gradients."""
+    ours, theirs = (model.eval() for model in lraspp_pair())
+    images = torch.rand(2, 3, 65, 97, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert_equal(ours(images), theirs(normalized(images))["out"])
+
+    ours, theirs = (model.train().double() for model in (ours, theirs))
+    labels = torch.arange(2 * 65 * 97).remainder(CLASSES).view(2, 65, 97).to(torch.uint8)
+    labels[:, :20] = 255
+    out = F.cross_entropy(theirs(normalized(images.double()))["out"], labels.long(), ignore_index=255)
+    out.backward()
+    term = ours.loss(Batch.of(images, [Semantic(row) for row in labels]))["cross_entropy"]
+    term.backward()
+    torch.testing.assert_close(term, out, rtol=1e-5, atol=0, check_dtype=False)
+    gradients = dict(theirs.named_parameters())
+    for key in ("classifier.cbr.0.weight", "classifier.scale.1.weight", "classifier.low_classifier.weight"):
+        assert_equal(ours.get_parameter(key).grad, gradients[key].grad)

@@ -108,10 +108,18 @@ def test_saved_as_ours_and_loaded_again(tmp_path: Path) -> None:
         assert torch.equal(first(images), second(images))
 
 
-def test_lraspp_is_refused() -> None:
-    theirs = segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
-    with pytest.raises(ZooError, match="LR-ASPP is not in this zoo yet: its FCN and DeepLabV3 load"):
-        zoo.load(theirs.state_dict())
+@torch.no_grad()
+def test_lraspp_equals() -> None:
+    torch.manual_seed(0)
+    theirs = segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21)
+    randomized(theirs)
+    ours = zoo.load(theirs.state_dict())
+    assert (ours.header["name"], ours.backbone.name) == ("lraspp", "mobilenetv3_large_100")
+    assert [c.name for c in ours.classes][:2] == ["background", "aeroplane"]
+    assert ours.provenance["assumed"]["dilation"] == "full"
+    for size in SIZES:
+        images = torch.rand(2, 3, *size)
+        assert_equal(ours(images), theirs(normalized(images))["out"])
 
 
 @pytest.mark.parametrize("lost", ["backbone.layer3.4.conv2.weight", "classifier.4.bias", "backbone.3.block.1.0.weight"])
@@ -128,5 +136,5 @@ def test_half_a_file() -> None:
     state = peer("fcn_resnet50").state_dict()
     with pytest.raises(ZooError, match="of no known layout"):
         zoo.load({key: value for key, value in state.items() if key.startswith("backbone.")})
-    with pytest.raises(ZooError, match=r"no classifier\.4\.weight"):
+    with pytest.raises(ZooError, match=r"no classifier\.4\.weight: is the file whole"):
         zoo.load({key: value for key, value in state.items() if "classifier.4" not in key})

@@ -1,4 +1,4 @@
-"""torchvision's segmentation models: fcn_resnet50/101, deeplabv3_resnet50/101, deeplabv3_mobilenet_v3_large.
+"""torchvision's segmentation models: fcn_resnet50/101, deeplabv3_resnet50/101/mobilenet_v3_large, lraspp.
 
 Their parameter names are ours but for the prefix of the backbone. The state dict does not say: that images are
 normalised with ImageNet's mean and std, that logits are resized without aligned corners, that ResNets keep the first
@@ -39,18 +39,17 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     """What a torchvision segmentation state dict describes; `config` and `backbone` are for importers that need them.
 
     Raises:
-        ZooError: LR-ASPP, or an encoder that torchvision does not publish with these heads.
+        ZooError: an encoder that torchvision does not publish with these heads.
     """
-    if "classifier.cbr.0.weight" in state:
-        raise ZooError("torchvision's LR-ASPP is not in this zoo yet: its FCN and DeepLabV3 load")
-    model = "deeplabv3" if "classifier.0.convs.0.0.weight" in state else "fcn"
-    last = state.get("classifier.4.weight")
-    if last is None:
-        raise ZooError("these look like weights of torchvision, but have no classifier.4.weight: is the file whole?")
+    model, last = _head(state)
     encoder = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     heads = {key: value for key, value in state.items() if not key.startswith("backbone.")}
     has_aux = any(key.startswith("aux_classifier.") for key in state)
-    options: dict[str, Any] = {"align_corners": False, "aux_weight": 0.5 if has_aux else 0.0}
+    options: dict[str, Any] = {"align_corners": False}
+    if model == "lraspp":
+        options["low_module"] = "blocks.2.0"
+    else:
+        options["aux_weight"] = 0.5 if has_aux else 0.0
     if model == "deeplabv3":
         options["rates"] = [12, 24, 36]
     name = backbone or name_encoder(encoder)
@@ -63,8 +62,10 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
             options["aux_module"] = "blocks.2.0"
         elif has_aux:
             raise ZooError("torchvision publishes no FCN with an auxiliary head on MobileNetV3: use its DeepLabV3")
-    elif name is not None:
+    elif name is not None and model != "lraspp":
         stages = {"name": name, "output_stride": 8, "dilation": "previous"}
+    elif model == "lraspp":
+        raise ZooError("torchvision publishes LR-ASPP on MobileNetV3 alone, and this encoder is another")
     else:
         raise ZooError("these ResNet weights are of no depth torchvision publishes: name it, zoo.load(x, backbone=...)")
     statistics = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
@@ -78,11 +79,22 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         source="torchvision",
         name=model,
         classes=classes,
-        backbone={**stages, **statistics, "levels": 2},
+        backbone={**stages, **statistics, "levels": 3 if model == "lraspp" else 2},
         options=options,
         state={**{f"backbone.model.{key}": value for key, value in encoder.items()}, **heads},
         assumed=assumed,
     )
+
+
+def _head(state: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    """The name of the model, and the weight of its last convolution."""
+    model = "deeplabv3" if "classifier.0.convs.0.0.weight" in state else "fcn"
+    key = "classifier.4.weight"
+    if "classifier.cbr.0.weight" in state:
+        model, key = "lraspp", "classifier.high_classifier.weight"
+    if key not in state:
+        raise ZooError(f"these look like weights of torchvision, but have no {key}: is the file whole?")
+    return model, state[key]
 
 
 def _mobilenet_names() -> dict[str, str]:
