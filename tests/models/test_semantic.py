@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
-from zoo.models.layers import BatchNormPooled
+from zoo.models.layers import BatchNormPooled, resize
 from zoo.models.semantic import SemanticModel, scaled, short_side, window_starts
+from zoo.ops import strips
 from zoo.structures import VOID, Batch, Semantic
 
 CLASSES = 3
@@ -32,11 +36,11 @@ class Pixels(nn.Module):
 class Toy(SemanticModel):
     """Classes from a pixel and its left neighbours: `reach` decides how many, none makes it pointwise."""
 
-    def __init__(self, reach: int = 0, heads: int = 0, **options: object) -> None:
+    def __init__(self, reach: int = 0, heads: int = 0, classes: int = CLASSES, **options: object) -> None:
         backbone = Backbone("pixels", Pixels(), [3], [1], mean=[0.5] * 3, std=[0.25] * 3, config={})
-        super().__init__(CLASSES, backbone, **options)
+        super().__init__(classes, backbone, **options)
         generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(3 * torch.randn(CLASSES, 3, 1, reach + 1, generator=generator))
+        self.weight = nn.Parameter(3 * torch.randn(classes, 3, 1, reach + 1, generator=generator))
         self.heads = nn.ParameterList(torch.randn(CLASSES, 3, 1, 1, generator=generator) for _ in range(heads))
         self.reach = reach
 
@@ -130,6 +134,115 @@ def test_flip_and_scales_average_probabilities() -> None:
         for scores in (straight, mirrored):
             mean += F.interpolate(scores, size=(12, 20), mode="bilinear") / 4
     assert torch.equal(model.predict(Batch.of(x))[0].labels.long(), mean[0].argmax(0))
+
+
+class Coarse(Toy):
+    """Logits at a quarter of the size, or at all of it, and of a type of one's choice."""
+
+    def __init__(self, full: bool = False, dtype: torch.dtype = torch.float32, **options: object) -> None:
+        super().__init__(reach=3, **options)
+        self.full, self.dtype = full, dtype
+
+    def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+        x = features[-1] if self.full else F.avg_pool2d(features[-1], 4, ceil_mode=True)
+        return super().decode([x], size).to(self.dtype)
+
+
+def plain_prediction(model: SemanticModel, batch: Batch) -> list[Tensor]:
+    """What `predict` means, said with whole tensors: all classes, all windows, all views at full size."""
+
+    def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+        return resize(x.float(), size, model.align_corners)
+
+    results = []
+    for image, (height, width), original in zip(batch.images, batch.sizes, batch.original_sizes, strict=True):
+        x = 4 * image[None, :, :height, :width] - 2
+        if model.test_size:
+            x = F.interpolate(x, size=short_side((height, width), model.test_size), mode="bilinear", antialias=True)
+        size = tuple(x.shape[-2:])
+        views = [(s, m) for s in model.scales for m in ((False, True) if model.flip else (False,))]
+        total = torch.zeros(1, len(model.classes), *size)
+        for scale, mirrored in views:
+            view = x if scale == 1 else F.interpolate(x, size=scaled(size, scale), mode="bilinear", antialias=True)
+            view = view.flip(-1) if mirrored else view
+            full = tuple(view.shape[-2:])
+            window = model.window or full
+            tops, lefts = (window_starts(a, b, model.overlap) for a, b in zip(full, window, strict=True))
+            scores, count = torch.zeros(1, len(model.classes), *full), torch.zeros(full)
+            for top in tops:
+                for left in lefts:
+                    rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
+                    part = view[..., rows, columns]
+                    logits = resized(model.decode([part], part.shape[-2:]), part.shape[-2:])
+                    single = len(views) == len(tops) == len(lefts) == 1
+                    scores[..., rows, columns] += logits if single else logits.softmax(1)
+                    count[rows, columns] += 1
+            scores = scores / count
+            total += resized(scores.flip(-1) if mirrored else scores, size)
+        results.append(resized(total / len(views), original).argmax(1)[0])
+    return results
+
+
+@pytest.mark.parametrize("decoder", [{}, {"full": True}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"test_size": 31},
+        {"test_size": 90, "align_corners": True},
+        {"window": 20},
+        {"window": (25, 1000), "overlap": 0.0},
+        {"window": (1000, 24), "overlap": 0.7, "test_size": 60},
+        {"flip": True, "window": 23, "align_corners": True},
+        {"flip": True, "scales": (0.5, 1.0, 1.7)},
+        {"flip": True, "scales": (0.3, 1.3), "window": (28, 36), "test_size": 45},
+    ],
+)
+def test_strips_predict_what_whole_tensors_do(
+    options: dict[str, Any], decoder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch.of([images(1, 51, 67)[0], images(1, 40, 30)[0], images(2, 51, 67)[1]])
+    batch.original_sizes = [(51, 67), (90, 160), (30, 41)]
+    model = Coarse(classes=7, **options, **decoder)
+    expected = plain_prediction(model, batch)
+    for rows in (3, 64):
+        monkeypatch.setattr(strips, "_SCORES", {"cpu": 1})
+        monkeypatch.setattr(strips, "_ROWS", rows)
+        for prediction, labels in zip(model.predict(batch), expected, strict=True):
+            assert torch.equal(prediction.labels.long(), labels), rows
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"test_size": 400},
+        {"window": 96},
+        {"window": 96, "test_size": 400},
+        {"flip": True, "scales": (0.5, 1.0)},
+        {"flip": True, "window": 96},
+    ],
+)
+def test_all_classes_are_never_at_full_size(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is as large as a fifth of (K, H, W): not the image, the strips, the rows that windows touch."""
+    monkeypatch.setattr(strips, "_SCORES", {"cpu": 1})
+    model, batch = Coarse(classes=40, **options), Batch.of(images(1, 640, 512))
+    with Largest() as largest:
+        model.predict(batch)
+    assert 3 * 512 * 400 < largest.elements < 40 * 512 * 640 / 5
 
 
 def test_test_size_is_what_the_network_sees() -> None:

@@ -15,7 +15,7 @@ from zoo.errors import ZooError
 from zoo.losses import create_loss
 from zoo.models.backbone import Backbone
 from zoo.models.layers import join, resize
-from zoo.ops.argmax import argmax
+from zoo.ops.strips import Strips, WindowMean, average, stored
 from zoo.structures import VOID, Batch, Class, Semantic, Size, as_classes
 
 
@@ -128,52 +128,61 @@ class SemanticModel(nn.Module):
         """One `Semantic` per image, at its original size, in evaluation mode whatever the model's mode is.
 
         Images of one size are predicted together and without the batch's padding, so that a prediction does not
-        depend on what else is in the batch.
+        depend on what else is in the batch. Scores of all classes are never held at full size unless the decoder
+        gives them so: not of windows, nor after a resize, nor of several views (but for the sum of full-size ones).
         """
         results: dict[int, Semantic] = {}
         with evaluating(self):
-            for (height, width), rows in _rows_of_size(batch.sizes).items():
+            for ((height, width), original), rows in _rows_of_sizes(batch).items():
                 images = batch.images if len(rows) == len(batch) else batch.images[rows]
-                for row, scores in zip(rows, self._scores(images[..., :height, :width]), strict=True):
-                    scores = resize(scores[None], batch.original_sizes[row], self.align_corners)[0]
-                    results[row] = Semantic(argmax(scores))
+                scores = self._scores(images[..., :height, :width]).resized(original, self.align_corners)
+                for row, labels in zip(rows, scores.labels(images.device), strict=True):
+                    results[row] = Semantic(labels)
         return [results[row] for row in range(len(batch))]
 
-    # ---- how prediction looks at an image
+    # ---- how prediction looks at an image; scores are made strip by strip when they are read, see zoo/ops/strips.py
 
-    def _scores(self, images: Tensor) -> Tensor:
+    def _scores(self, images: Tensor) -> Strips:
         """(B, K, h, w) at the test size: logits of a single pass, mean probabilities of several."""
         normalized = self.backbone.normalize(images, None)
         if self.test_size is not None:
             normalized = _resize_image(normalized, short_side(normalized.shape[-2:], self.test_size))
         size = (normalized.shape[-2], normalized.shape[-1])
         views = [(scale, mirrored) for scale in self.scales for mirrored in ((False, True) if self.flip else (False,))]
+        parts: list[Strips] = []
         total: Tensor | None = None
         for scale, mirrored in views:
             view = _resize_image(normalized, scaled(size, scale))
-            scores = self._windows(view.flip(-1) if mirrored else view, probabilities=len(views) > 1)
-            scores = resize(scores.flip(-1) if mirrored else scores, size, self.align_corners)
-            total = scores if total is None else total.add_(scores)
-        assert total is not None  # there is a view
-        return total.div_(len(views)) if len(views) > 1 else total
+            part = self._windows(view.flip(-1) if mirrored else view, probabilities=len(views) > 1)
+            part = (part.mirrored() if mirrored else part).resized(size, self.align_corners)
+            if len(views) > 1 and part.full_size:  # all views at full size would be more than their sum
+                total = part.add_to(total, images.device)
+            else:
+                parts.append(part)
+        if total is not None:
+            parts.append(stored(total))
+        return average(parts, len(views))
 
-    def _windows(self, normalized: Tensor, probabilities: bool) -> Tensor:
+    def _windows(self, normalized: Tensor, probabilities: bool) -> Strips:
         """(B, K, H, W) of one view: logits of a single window unless `probabilities`, else means of probabilities."""
         height, width = normalized.shape[-2:]
         window = self.window or (height, width)
         tops = window_starts(height, window[0], self.overlap)
         lefts = window_starts(width, window[1], self.overlap)
         if len(tops) == len(lefts) == 1:
-            logits = self.segment(normalized)
-            return logits.float().softmax(1) if probabilities else logits
-        total = normalized.new_zeros((len(normalized), len(self.classes), height, width), dtype=torch.float32)
-        count = total.new_zeros((height, width))
-        for top in tops:
-            for left in lefts:
-                rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
-                total[..., rows, columns] += self.segment(normalized[..., rows, columns]).float().softmax(1)
-                count[rows, columns] += 1
-        return total.div_(count)
+            scores = self._view(normalized)
+            return scores.softmax() if probabilities else scores
+
+        def look(rows: slice, columns: slice) -> Tensor:
+            return self._view(normalized[..., rows, columns]).softmax().whole()
+
+        shape = (len(normalized), len(self.classes), height, width)
+        return Strips(shape, WindowMean(shape, tops, lefts, window, look))
+
+    def _view(self, normalized: Tensor) -> Strips:
+        """The logits of `segment`, of which only what `decode` gives is held."""
+        size = (normalized.shape[-2], normalized.shape[-1])
+        return stored(self.decode(self.extract(normalized), size)).resized(size, self.align_corners)
 
 
 def stack_labels(batch: Batch) -> Tensor:
@@ -223,11 +232,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _rows_of_size(sizes: Sequence[Size]) -> dict[Size, list[int]]:
-    """Which images of a batch have which size."""
-    rows: dict[Size, list[int]] = {}
-    for row, (height, width) in enumerate(sizes):
-        rows.setdefault((height, width), []).append(row)
+def _rows_of_sizes(batch: Batch) -> dict[tuple[Size, Size], list[int]]:
+    """Which images of a batch have which size and which original size."""
+    rows: dict[tuple[Size, Size], list[int]] = {}
+    for row, ((height, width), (original_height, original_width)) in enumerate(
+        zip(batch.sizes, batch.original_sizes, strict=True)
+    ):
+        rows.setdefault(((height, width), (original_height, original_width)), []).append(row)
     return rows
 
 

@@ -21,12 +21,14 @@ def argmax(logits: Tensor) -> Tensor:
     """Class of the highest logit: floating (K,H,W) or (B,K,H,W) -> uint8 (H,W) or (B,H,W) on the same device.
 
     Equal logits give the first class, and a nan counts as the highest, both as in `torch.argmax`. The fast way is for
-    float32 on the CPU with classes as planes; other types, devices and channels-last logits go through torch. Raises
-    ZooError for other shapes and for more than 255 classes, because 255 is void.
+    float32 on the CPU with classes as planes, and half precision by way of it; other types, devices and channels-last
+    logits go through torch. Raises ZooError for other shapes and for more than 255 classes, because 255 is void.
     """
     if logits.ndim not in (3, 4) or not 1 <= logits.shape[-3] <= 255:
         raise ZooError(f"logits are (K,H,W) or (B,K,H,W) with 1 to 255 classes, not {tuple(logits.shape)}")
     planar = logits.stride(-1) == 1 or logits.shape[-1] == 1
+    if logits.device.type == "cpu" and logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
     if logits.device.type != "cpu" or logits.dtype != torch.float32 or not planar:
         return logits.argmax(-3).to(torch.uint8)
     batch = logits.detach().numpy()
