@@ -2,6 +2,7 @@
 
     model = zoo.create_model("deeplabv3", classes=19, backbone="resnet50", pretrained=True)
     model = zoo.load("best.ckpt")                       # ours, torchvision's, smp's
+    model = zoo.load("deeplabv3-resnet50-coco-torchvision")   # public weights by name: zoo.list_weights()
     zoo.fit(model, train, val, out="runs/mine")
     zoo.evaluate(model, zoo.create_dataset("camvid", root, split="test"))
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from zoo.models.backbone import create_backbone
     from zoo.structures import VOID, Batch, Class, Instances, Masks, Panoptic, Sample, Semantic
     from zoo.weights import load, load_weights
+    from zoo.weights.catalogue import list_weights
 
     __version__: str
 
@@ -42,6 +44,7 @@ __all__ = [
     "fit",
     "list_datasets",
     "list_models",
+    "list_weights",
     "load",
     "load_weights",
 ]
@@ -54,6 +57,7 @@ _HOMES = {
     "zoo.models.backbone": ("create_backbone",),
     "zoo.structures": ("VOID", "Batch", "Class", "Instances", "Masks", "Panoptic", "Sample", "Semantic"),
     "zoo.weights": ("load", "load_weights"),
+    "zoo.weights.catalogue": ("list_weights",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -10,6 +10,7 @@ A checkpoint is a dict of plain containers and tensors::
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,6 +30,14 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 
 VERSION = 1
+# A score kept beside the weights is often a number of NumPy's: these make one from its bytes, and nothing else.
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_NUMBERS: Any = [
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
+    codecs.encode,
+]
 
 
 def save(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -50,7 +60,7 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise ZooError(_why_not_saved(path, error)) from error
     finally:
@@ -80,7 +90,8 @@ def read(path: str | Path, mmap: bool = True) -> dict[str, Any]:
         if start[8:] == b"{":  # safetensors: eight bytes of header length, then JSON
             content: Any = load_file(path)
         elif is_zip or start.startswith(b"\x80"):  # torch since 1.6, and the bare pickles before
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+            with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
         else:
             raise ZooError(f"checkpoint {path} is damaged or no checkpoint (starts with {start!r})")
     except ZooError:
@@ -188,7 +199,7 @@ def _why_not_saved(path: Path, error: Exception) -> str:
     return f"could not write {path} ({free:.1f} MiB free on its disk{old}): {reason}"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut; only POSIX can open a folder."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

@@ -47,6 +47,7 @@ def train() -> None:
     python train.py -m model=unet,deeplabv3 experiment=demo
     python train.py resume=runs/2026-11-20_10-00-00_unet_camvid    go on where it stopped
     python train.py ... weights=best.ckpt skip_head=true           start from weights, with other classes
+    python train.py ... weights=fcn-resnet50-coco-torchvision skip_head=true     public ones: python -m zoo.weights
 
     key=value changes a key of the config, `--cfg job` shows it:
       dataset.root=/data/camvid  backbone.pretrained=false  trainer.steps=2000  trainer.device=cpu
@@ -61,6 +62,7 @@ def evaluate() -> None:
 
     python evaluate.py checkpoint=runs/.../best.ckpt               on the dataset it was trained on
     python evaluate.py checkpoint=runs/.../best.ckpt dataset=voc split=val
+    python evaluate.py checkpoint=fcn-resnet50-coco-torchvision dataset=voc      public weights: python -m zoo.weights
     python evaluate.py -m checkpoint=a.ckpt,b.ckpt                 one table
     python evaluate.py checkpoint=a.ckpt +options.flip=true        with another option of the model
 
@@ -174,7 +176,8 @@ def job(cfg: DictConfig) -> int:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     for part, key in ((config.get("dataset"), "root"), (config.get("backbone"), "pretrained"), (config, "weights")):
-        if part and isinstance(part.get(key), str):  # the run may be taken up again from another folder
+        if part and isinstance(part.get(key), str) and not (key == "weights" and _is_name(part[key])):
+            # The run may be taken up again from another folder.
             part[key] = os.path.abspath(Path(part[key]).expanduser())
     plain = {str(key): value for key, value in config.items()}
     out = Path(settings.runtime.output_dir)
@@ -182,6 +185,13 @@ def job(cfg: DictConfig) -> int:
         out = _claim(out)
         OmegaConf.save(OmegaConf.create(config), out / "config.yaml")
     return _run(str(settings.job.config_name), out, plain, list(settings.overrides.task))
+
+
+def _is_name(weights: str) -> bool:
+    """Whether `weights` is to be fetched, rather than a file or folder."""
+    from zoo.weights.download import is_path  # takes seconds, and only such a run needs it
+
+    return not is_path(weights)
 
 
 def _claim(out: Path) -> Path:

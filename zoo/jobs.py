@@ -133,7 +133,7 @@ def train(fabric: Fabric, config: Config, out: Path, overrides: list[str], resum
         config = {**config, "backbone": {**config["backbone"], "pretrained": False}}
     model = build_model(config, data["train"])
     if config["weights"] and not saved:
-        load_weights(model, Path(config["weights"]).expanduser(), skip_head=config["skip_head"])
+        load_weights(model, config["weights"], skip_head=config["skip_head"])
     fit(
         model,
         data["train"],
@@ -156,7 +156,7 @@ def resume(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> N
 def evaluate(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> None:
     """Evaluate a checkpoint on a dataset, by default on the one that it was trained on."""
     out = _begin(fabric, config, out, overrides)
-    model = load(Path(config["checkpoint"]).expanduser(), **config["options"])
+    model = load(config["checkpoint"], **config["options"])
     card = _evaluated(config)
     dataset = create_datasets(card, model.task, 0, ("test",))["test"]
     metric = create_metric(model.task, dataset.classes, **config["metric"])
@@ -173,7 +173,7 @@ def evaluate(fabric: Fabric, config: Config, out: Path, overrides: list[str]) ->
 
 def predict(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> None:
     """Predict pictures or a video."""
-    model = load(Path(config["checkpoint"]).expanduser(), **config["options"])
+    model = load(config["checkpoint"], **config["options"])
     trained = _trained_on(config["checkpoint"]) or {}
     reading = {name: trained.get(name) if config[name] is None else config[name] for name in ("exif", "maximum")}
     given = {name: value for name, value in reading.items() if value is not None}
@@ -272,8 +272,9 @@ def _evaluated(config: Config) -> Config:
 
 def _trained_on(checkpoint: str) -> Config | None:
     """The dataset card of a checkpoint's training, None where that left no config.yaml beside it."""
-    saved = Path(checkpoint).expanduser().parent / "config.yaml"
-    if not saved.is_file():
+    file = Path(checkpoint).expanduser()
+    saved = file.parent / "config.yaml"
+    if not (file.exists() and saved.is_file()):  # public weights by name have no folder
         return None
     try:
         card = yaml.safe_load(saved.read_text(encoding="utf-8"))["dataset"]
