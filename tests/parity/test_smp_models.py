@@ -1,4 +1,4 @@
-"""U-Net and DeepLabV3 equal segmentation_models_pytorch's, weights copied over by renaming prefixes."""
+"""U-Net, DeepLabV3, DeepLabV3+ and PSPNet equal segmentation_models_pytorch's, weights copied over by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 import torch
 from peers import assert_equal, normalized, randomize
 from torch import nn
+from torch.nn import functional as F
 
 import zoo.models
+from zoo.structures import Batch, Semantic
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 CLASSES = 5
@@ -115,3 +117,95 @@ def test_deeplabv3_equals(output_stride: int) -> None:
     images = torch.rand(1, 3, 96, 144)
     with torch.no_grad():
         assert_equal(ours.eval()(images), theirs.eval()(normalized(images)))
+
+
+def deeplabv3plus_pair() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    theirs = smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=CLASSES, decoder_aspp_dropout=0.0)
+    randomize(theirs)
+    ours = zoo.models.create_model(
+        "deeplabv3plus",
+        CLASSES,
+        "resnet18",
+        backbone_options={"dilation": "full"},
+        rates=(12, 24, 36),
+        dropout=0.0,
+        separable="smp",
+        post_conv=True,
+        decoder_convs=1,
+        align_corners=True,
+    )
+    ours.load_state_dict({plus_name(key): value for key, value in theirs.state_dict().items()})
+    return ours, theirs
+
+
+def plus_name(key: str) -> str:
+    """smp's name -> ours for a DeepLabV3+."""
+    prefixes = {
+        "encoder.": "backbone.model.",
+        "decoder.aspp.0.": "aspp.",
+        "decoder.aspp.1.": "post.0.",
+        "decoder.aspp.2.": "post.1.",
+        "decoder.block1.": "project.",
+        "decoder.block2.": "decoder.0.",
+        "segmentation_head.0.": "classifier.",
+    }
+    theirs = next(prefix for prefix in prefixes if key.startswith(prefix))
+    return prefixes[theirs] + key.removeprefix(theirs)
+
+
+def test_deeplabv3plus_equals() -> None:
+    """Logits; then, in training and double precision, loss and gradients."""
+    ours, theirs = (model.eval() for model in deeplabv3plus_pair())
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert_equal(ours(images), theirs(normalized(images)))
+
+    ours, theirs = (model.train().double() for model in (ours, theirs))
+    labels = torch.arange(2 * 64 * 96).remainder(CLASSES).view(2, 64, 96).to(torch.uint8)
+    labels[:, :20] = 255
+    expected = F.cross_entropy(theirs(normalized(images.double())), labels.long(), ignore_index=255)
+    expected.backward()
+    term = ours.loss(Batch.of(images, [Semantic(row) for row in labels]))["cross_entropy"]
+    term.backward()
+    torch.testing.assert_close(term, expected, rtol=1e-5, atol=0, check_dtype=False)
+    gradients = {plus_name(key): parameter.grad for key, parameter in theirs.named_parameters()}
+    for key in ("aspp.convs.2.0.0.weight", "aspp.convs.4.1.weight", "project.0.weight", "decoder.0.0.1.weight"):
+        assert_equal(ours.get_parameter(key).grad, gradients[key])
+
+
+@torch.no_grad()
+def test_pspnet_equals() -> None:
+    torch.manual_seed(0)
+    theirs = randomize(smp.PSPNet("resnet18", encoder_weights=None, classes=CLASSES, psp_out_channels=64)).eval()
+    ours = zoo.models.create_model(
+        "pspnet",
+        CLASSES,
+        "resnet18",
+        output_stride=32,
+        backbone_options={"levels": 1, "coarsest": 8},
+        global_norm=False,
+        channels=64,
+        fuse_kernel=1,
+        classifier_kernel=3,
+        aux_weight=0,
+    ).eval()
+    state = {}
+    for key, value in theirs.state_dict().items():
+        if key.startswith(("encoder.layer3.", "encoder.layer4.")):
+            continue
+        if key == "decoder.conv.0.weight":  # [pools, features] -> [features, pools]
+            value = value.roll(128, dims=1)
+        for old, new in (
+            ("encoder.", "backbone.model."),
+            ("decoder.psp.blocks.", "ppm.features."),
+            (".pool.1.1.", ".2."),
+            (".pool.1.0.", ".1."),
+            ("decoder.conv.", "cls."),
+            ("segmentation_head.0.", "cls.4."),
+        ):
+            key = key.replace(old, new)
+        state[key] = value
+    ours.load_state_dict(state)
+    images = torch.rand(2, 3, 64, 96)
+    assert_equal(ours(images), theirs(normalized(images)))

@@ -74,6 +74,51 @@ def test_deeplabv3_equals(encoder: str, output_stride: int) -> None:
     assert ours(torch.rand(1, 3, 33, 50)).shape == (1, 5, 33, 50)
 
 
+@pytest.mark.parametrize(
+    ("model", "encoder", "told", "options"),
+    [
+        ("DeepLabV3", "resnet18", {}, {"decoder_aspp_separable": True}),
+        ("DeepLabV3Plus", "resnet18", {}, {}),
+        ("DeepLabV3Plus", "resnet50", {"output_stride": 8}, {"encoder_output_stride": 8, "decoder_channels": 96}),
+        ("DeepLabV3Plus", "resnet18", {}, {"decoder_aspp_separable": False}),
+        ("DeepLabV3Plus", "tu-test_efficientnet", {"backbone": "test_efficientnet"}, {}),
+        ("DeepLabV3Plus", "tu-convnext_atto", {"backbone": "convnext_atto"}, {}),  # no level at stride 2
+        ("PSPNet", "resnet18", {}, {"psp_out_channels": 64}),
+        ("PSPNet", "resnet50", {}, {}),
+        ("PSPNet", "resnet18", {}, {"encoder_depth": 4, "upsampling": 16}),
+        ("PSPNet", "vgg11", {}, {}),
+        ("PSPNet", "densenet121", {}, {}),
+        ("PSPNet", "tu-resnet10t", {"backbone": "resnet10t"}, {}),
+        ("PSPNet", "tu-test_efficientnet", {"backbone": "test_efficientnet"}, {}),
+    ],
+)
+@torch.no_grad()
+def test_dilated_models_equal(model: str, encoder: str, told: dict[str, Any], options: dict[str, Any]) -> None:
+    theirs = peer(model, encoder, **options)
+    ours = zoo.load(theirs.state_dict(), **told)
+    assert ours.header["name"] == model.lower()
+    images = torch.rand(2, 3, 64, 96)  # smp's takes multiples of its stride alone
+    assert_equal(ours(images), theirs(ours.backbone.normalize(images)))
+    assert ours(torch.rand(1, 3, 33, 50)).shape == (1, 5, 33, 50)
+
+
+def test_unused_stages_are_left_out_and_said() -> None:
+    model = zoo.load(peer("PSPNet", "resnet18").state_dict())
+    assert not any(key.startswith(("layer3", "layer4")) for key in model.backbone.model.state_dict())
+    assumed = model.provenance["assumed"]
+    assert (assumed["coarsest"], assumed["align_corners"]) == (8, True)
+    assert "left out" in assumed["encoder's unused stages"]
+    state = peer("PSPNet", "resnet18").state_dict()
+    state["encoder.layer4.extra.weight"] = torch.zeros(3)  # of no ResNet
+    with pytest.raises(ZooError, match=r"unexpected  backbone\.model\.layer4\.extra\.weight"):
+        zoo.load(state)
+
+
+def test_what_deeplabv3plus_assumes() -> None:
+    assumed = zoo.load(peer("DeepLabV3Plus", "resnet18").state_dict()).provenance["assumed"]
+    assert (assumed["output_stride"], assumed["dilation"], assumed["rates"]) == (16, "full", [12, 24, 36])
+
+
 def test_stride_8_and_16_have_the_same_keys() -> None:
     """Which is why it is assumed, said, and can be overridden."""
     model = zoo.load(peer("DeepLabV3", "resnet18", encoder_output_stride=16).state_dict())
@@ -94,27 +139,34 @@ def test_older_deeplabv3_names() -> None:
         assert_equal(zoo.load(state)(images), theirs(normalized(images)))
 
 
-@pytest.mark.parametrize("model", ["Unet", "DeepLabV3"])
-def test_a_folder_tells_all(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "own"),
+    [
+        ("Unet", {}),
+        ("DeepLabV3", {"encoder_output_stride": 16, "decoder_atrous_rates": (6, 12, 18)}),
+        ("DeepLabV3Plus", {"encoder_output_stride": 8, "decoder_atrous_rates": (6, 12, 18)}),
+        ("PSPNet", {"encoder_depth": 4, "upsampling": 16}),
+    ],
+)
+def test_a_folder_tells_all(tmp_path: Path, model: str, own: dict[str, Any]) -> None:
     """What save_pretrained writes needs no options: timm's encoder, output stride and rates are in config.json."""
-    own = {"encoder_output_stride": 16, "decoder_atrous_rates": (6, 12, 18)} if model == "DeepLabV3" else {}
     theirs = peer(model, "tu-resnet10t", **own)
     theirs.save_pretrained(tmp_path)
     ours = zoo.load(tmp_path)
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         assert_equal(ours(images), theirs(ours.backbone.normalize(images)))
-    assert not {"output_stride", "rates", "interpolation"} & set(ours.provenance["assumed"])
+    assert not {"output_stride", "rates", "interpolation", "coarsest"} & set(ours.provenance["assumed"])
 
 
 @pytest.mark.parametrize(
     "model",
-    ["UnetPlusPlus", "FPN", "PSPNet", "Linknet", "MAnet", "PAN", "DeepLabV3Plus", "UPerNet", "Segformer"],
+    ["UnetPlusPlus", "FPN", "Linknet", "MAnet", "PAN", "UPerNet", "Segformer"],
 )
 def test_other_decoders_are_refused_by_name(model: str) -> None:
     theirs = getattr(smp, model)("resnet18", encoder_weights=None, classes=2)
-    name = {"UnetPlusPlus": r"Unet\+\+", "DeepLabV3Plus": r"DeepLabV3\+"}.get(model, model)
-    with pytest.raises(ZooError, match=rf"smp's {name} is not in this zoo yet: its Unet and DeepLabV3 load"):
+    name = {"UnetPlusPlus": r"Unet\+\+"}.get(model, model)
+    with pytest.raises(ZooError, match=rf"smp's {name} is not in this zoo yet: its Unet, DeepLabV3, DeepLabV3Plus and"):
         zoo.load(theirs.state_dict())
 
 
@@ -136,7 +188,20 @@ def test_unknown_encoders(encoder: str) -> None:
         zoo.load(peer("Unet", encoder).state_dict())
 
 
-def test_depth_three_is_refused() -> None:
+def test_what_has_no_counterpart_is_refused(tmp_path: Path) -> None:
     theirs = peer("Unet", "resnet18", encoder_depth=3, decoder_channels=(64, 32, 16))
     with pytest.raises(ZooError, match="encoder_depth=3 has no counterpart here: depth 5 loads"):
         zoo.load(theirs.state_dict())
+    peer("DeepLabV3Plus", "resnet18", encoder_depth=4).save_pretrained(tmp_path)
+    with pytest.raises(ZooError, match="DeepLabV3Plus with encoder_depth=4 has no counterpart here: depth 5 loads"):
+        zoo.load(tmp_path)
+    with pytest.raises(ZooError, match="smp's PSPNet without batch norm in the decoder"):
+        zoo.load(peer("PSPNet", "resnet18", decoder_use_norm=False).state_dict())
+
+
+@pytest.mark.parametrize("lost", ["decoder.block1.0.weight", "decoder.aspp.0.project.0.weight"])
+def test_half_a_file(lost: str) -> None:
+    state = peer("DeepLabV3Plus", "resnet18").state_dict()
+    del state[lost]
+    with pytest.raises(ZooError, match=rf"no {lost}: is the file whole|missing +aspp\.project\.0\.weight"):
+        zoo.load(state)

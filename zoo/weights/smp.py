@@ -1,9 +1,11 @@
-"""segmentation_models_pytorch: Unet and DeepLabV3, on its ResNet, VGG and DenseNet encoders or any of timm's (`tu-`).
+"""segmentation_models_pytorch: Unet, DeepLabV3, DeepLabV3+ and PSPNet on its ResNet, VGG and DenseNet encoders or any
+of timm's (`tu-`).
 
-The state dict does not say: that images are normalised with ImageNet's mean and std (`tu-`: timm's), that DeepLabV3's
-logits are resized with aligned corners, that its encoder keeps stride 8 (16 has the same keys) with every block of a
-dilated stage dilated (`tu-`: not the first), and that its rates are 12, 24, 36 at any stride. A config.json beside the
-weights, as `save_pretrained` writes it, says some of this.
+The state dict does not say: that images are normalised with ImageNet's mean and std (`tu-`: timm's), that all but
+Unet's logits are resized with aligned corners, that DeepLab's encoder keeps stride 8 (V3) or 16 (V3+; both have the
+same keys) with every block of a dilated stage dilated (`tu-`: not the first), that its rates are 12, 24, 36 at any
+stride, and that PSPNet reads the encoder at stride 8 (the stages beyond it are in the file, unused, and left out). A
+config.json beside the weights, as `save_pretrained` writes it, says some of this.
 """
 
 from __future__ import annotations
@@ -27,14 +29,12 @@ OTHERS = {
     "decoder.blocks.0.block.0.0.weight": "Linknet",
     "decoder.p5.weight": "FPN",
     "decoder.fpn_lateral_blocks.": "UPerNet",  # has a pyramid pooling as well: before PSPNet
-    "decoder.psp.blocks.": "PSPNet",
     "decoder.mlp_stage.": "Segformer",
-    "decoder.aspp.0.convs.": "DeepLabV3+",
     "decoder.fpa.": "PAN",
     "decoder.projection_blocks.": "DPT",
     "decoder.reassemble_blocks.": "DPT",
 }
-LOADABLE = "its Unet and DeepLabV3 load"
+LOADABLE = "its Unet, DeepLabV3, DeepLabV3Plus and PSPNet load"
 
 
 def recognizes(state: Mapping[str, Any]) -> bool:
@@ -61,20 +61,23 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     stages, encoder, assumed = _describe_encoder(encoder, config, backbone)
     if "decoder.aspp.convs.0.0.weight" in state:
         name, options, heads = _deeplabv3(state, stages, config)
-        own = () if "encoder_output_stride" in config else ("output_stride",)
-        assumed |= {key: stages[key] for key in (*own, "dilation")} | {"align_corners": True}
-        assumed |= {} if "decoder_atrous_rates" in config else {"rates": options["rates"]}
+    elif "decoder.aspp.0.convs.0.0.weight" in state:
+        name, options, heads = _deeplabv3plus(state, stages, config)
+    elif "decoder.psp.blocks.0.pool.1.0.weight" in state:
+        name, options, heads = _pspnet(state, stages, config)
+        encoder, unused = _without_unused(encoder, stages)
+        assumed |= {"encoder's unused stages": f"left out ({unused} tensors)"} if unused else {}
     elif "decoder.blocks.0.conv1.0.weight" in state:
         name, options, heads = _unet(state, stages, config)
-        assumed |= {} if "decoder_interpolation" in config else {"interpolation": options["interpolation"]}
     else:
         raise ZooError(f"this decoder of smp is not known here: {LOADABLE}")
+    assumed |= _assumed(name, stages, options, config)
     if any(key.startswith("classification_head.") for key in state):
         assumed["classification_head"] = "left out"
     return Recipe(
         source="smp",
         name=name,
-        classes=state["segmentation_head.0.weight"].shape[0],
+        classes=_weight(state, "segmentation_head.0.weight").shape[0],
         backbone=stages,
         options=options,
         state={**{f"backbone.model.{key}": value for key, value in encoder.items()}, **heads},
@@ -108,26 +111,119 @@ def _unet(
 def _deeplabv3(
     state: Mapping[str, Tensor], stages: dict[str, Any], config: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    if "decoder.aspp.convs.1.0.0.weight" in state:
+    stages |= {"levels": 2, "output_stride": config.get("encoder_output_stride", 8)}
+    options = {**_aspp(config), "channels": _weight(state, "decoder.conv.weight").shape[0]}
+    options["separable"] = "smp" if "decoder.aspp.convs.1.0.0.weight" in state else None
+    places = {"decoder.aspp.": "0.", "decoder.conv.": "1.", "decoder.bn.": "2.", "segmentation_head.0.": "4."}
+    heads: dict[str, Tensor] = {}
+    for theirs, ours in places.items():
+        heads |= _prefixed(f"classifier.{ours}", _part(state, theirs))
+    return "deeplabv3", options, heads
+
+
+def _deeplabv3plus(
+    state: Mapping[str, Tensor], stages: dict[str, Any], config: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    if config.get("encoder_depth", 5) != 5:
         raise ZooError(
-            "smp's DeepLabV3 with a separable ASPP has no counterpart here: decoder_aspp_separable=False loads"
+            f"smp's DeepLabV3Plus with encoder_depth={config['encoder_depth']} has no counterpart here: depth 5 loads"
         )
-    stages["levels"] = 2
-    stages["output_stride"] = config.get("encoder_output_stride", 8)
+    stages |= {"levels": 4, "output_stride": config.get("encoder_output_stride", 16)}
     options = {
+        **_aspp(config),
+        "channels": _weight(state, "decoder.aspp.1.1.weight").shape[0],
+        "low_channels": _weight(state, "decoder.block1.0.weight").shape[0],
+        "separable": "smp",
+        "aspp_separable": "decoder.aspp.0.convs.1.0.0.weight" in state,
+        "post_conv": True,
+        "decoder_convs": 1,
+    }
+    places = {
+        "decoder.aspp.0.": "aspp.",
+        "decoder.aspp.1.": "post.0.",
+        "decoder.aspp.2.": "post.1.",
+        "decoder.block1.": "project.",
+        "decoder.block2.": "decoder.0.",
+        "segmentation_head.0.": "classifier.",
+    }
+    heads: dict[str, Tensor] = {}
+    for theirs, ours in places.items():
+        heads |= _prefixed(ours, _part(state, theirs))
+    return "deeplabv3plus", options, heads
+
+
+def _aspp(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that both DeepLabs have."""
+    return {
         "rates": list(config.get("decoder_atrous_rates", (12, 24, 36))),
-        "channels": state["decoder.conv.weight"].shape[0],
         "dropout": config.get("decoder_aspp_dropout", 0.5),
         "align_corners": True,
         "aux_weight": 0.0,
     }
-    places = {"aspp.": "0.", "conv.": "1.", "bn.": "2."}
-    heads = {
-        f"classifier.{ours}{key}": value
-        for theirs, ours in places.items()
-        for key, value in _part(state, f"decoder.{theirs}").items()
-    } | _prefixed("classifier.4.", _part(state, "segmentation_head.0."))
-    return "deeplabv3", options, heads
+
+
+def _pspnet(
+    state: Mapping[str, Tensor], stages: dict[str, Any], config: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    if "decoder.conv.1.running_mean" not in state:
+        raise ZooError("smp's PSPNet without batch norm in the decoder has no counterpart here")
+    fuse = state["decoder.conv.0.weight"]
+    width = fuse.shape[1] // 2
+    stages |= {"levels": 1, "coarsest": _psp_stride(stages, config, width)}
+    options = {
+        "bins": [1, 2, 3, 6],
+        "global_norm": False,
+        "channels": fuse.shape[0],
+        "fuse_kernel": 1,
+        "classifier_kernel": 3,
+        "dropout": config.get("psp_dropout", 0.2),
+        "aux_weight": 0.0,
+        "align_corners": True,
+    }
+    heads: dict[str, Tensor] = {}
+    for branch in range(4):
+        for theirs, ours in (("0", "1"), ("1", "2")):
+            part = _part(state, f"decoder.psp.blocks.{branch}.pool.1.{theirs}.")
+            heads |= _prefixed(f"ppm.features.{branch}.{ours}.", part)
+    heads |= _prefixed("cls.", _part(state, "decoder.conv.")) | _prefixed(
+        "cls.4.", _part(state, "segmentation_head.0.")
+    )
+    width = fuse.shape[1] // 2  # smp concatenates [pools, features], we [features, pools]
+    heads["cls.0.weight"] = torch.cat([fuse[:, width:], fuse[:, :width]], dim=1)
+    return "pspnet", options, heads
+
+
+def _psp_stride(stages: Mapping[str, Any], config: Mapping[str, Any], width: int) -> int:
+    """Where PSPNet reads the encoder: as the config says, or at 8 unless only another stride has so many channels."""
+    if "encoder_depth" in config:
+        return 2 ** int(config["encoder_depth"])
+    with torch.random.fork_rng(devices=[]):
+        whole = create_backbone(**{**stages, "levels": 6})
+    fitting = [stride for stride, count in zip(whole.strides, whole.channels, strict=True) if count == width]
+    return 8 if 8 in fitting or not fitting else fitting[0]
+
+
+def _without_unused(encoder: dict[str, Tensor], stages: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
+    """The weights of the stages that are kept, and how many of the others there were; unknown keys stay."""
+    with torch.random.fork_rng(devices=[]):
+        whole = create_backbone(**{**stages, "coarsest": None, "levels": 6}).model.state_dict()
+        kept = create_backbone(**stages).model.state_dict()
+    unused = {key for key in encoder if key in whole and key not in kept}
+    return {key: value for key, value in encoder.items() if key not in unused}, len(unused)
+
+
+def _assumed(
+    name: str, stages: Mapping[str, Any], options: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What smp's defaults decided, for want of a config."""
+    if name == "unet":
+        return {} if "decoder_interpolation" in config else {"interpolation": options["interpolation"]}
+    assumed: dict[str, Any] = {"align_corners": True}
+    if name == "pspnet":
+        return assumed if "encoder_depth" in config else {"coarsest": stages["coarsest"], **assumed}
+    own = () if "encoder_output_stride" in config else ("output_stride",)
+    assumed = {key: stages[key] for key in (*own, "dilation")} | assumed
+    return assumed if "decoder_atrous_rates" in config else {**assumed, "rates": options["rates"]}
 
 
 def _describe_encoder(
@@ -176,6 +272,12 @@ def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(state)
     old = {"decoder.0.": "decoder.aspp.", "decoder.1.": "decoder.conv.", "decoder.2.": "decoder.bn."}
     return {old.get(key[:10], key[:10]) + key[10:]: value for key, value in state.items()}
+
+
+def _weight(state: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in state:
+        raise ZooError(f"these look like weights of smp, but have no {key}: is the file whole?")
+    return state[key]
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
