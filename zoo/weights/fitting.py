@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.models import create_model
+from zoo.models import create_model, model_options
 from zoo.structures import VOID
 
 
@@ -33,7 +33,7 @@ def fit_state(model: Any, state: Mapping[str, Tensor], source: str, skip: Collec
         if key in given and given[key].shape != value.shape
     ]
     if rows:
-        raise ZooError(_table(model, rows, len(own), source, skip))
+        raise ZooError(_table(model, rows, len(own), source))
     model.load_state_dict({**own, **given})
 
 
@@ -51,12 +51,25 @@ def head_keys(model: Any) -> set[str]:
     return {key for key, value in model.state_dict().items() if others[key].shape != value.shape}
 
 
-def _table(model: Any, rows: list[tuple[str, str, str]], total: int, source: str, skip: Collection[str]) -> str:
+def stage_keys(model: Any) -> tuple[set[str], set[str]]:
+    """What training in stages begins anew: the keys `model` has and its predecessor lacks, and the reverse.
+
+    The predecessor is the model its class names, built with the options they share.
+    """
+    known = model_options(model.predecessor)
+    options = {key: value for key, value in model.header["options"].items() if key in known}
+    with torch.random.fork_rng(devices=[]):
+        twin = create_model(model.predecessor, model.classes, model.backbone, **options)
+    own, others = model.state_dict().keys(), twin.state_dict().keys()
+    return set(own - others), set(others - own)
+
+
+def _table(model: Any, rows: list[tuple[str, str, str]], total: int, source: str) -> str:
     width = max(len(key) for _, key, _ in rows)
     lines = [f"  {what:<10}  {key:<{width}}  {shape}" for what, key, shape in rows]
     hint = ""
     only_shapes = all(what == "shape" for what, _, _ in rows) and hasattr(model, "header")
-    if only_shapes and not skip and {key for _, key, _ in rows} <= head_keys(model):
+    if only_shapes and {key for _, key, _ in rows} <= head_keys(model):
         hint = "\nthe number of classes differs: skip_head=True keeps this model's own heads"
     name = getattr(model, "header", {}).get("name", type(model).__name__)
     counted = f"{len(rows)} keys do not fit" if len(rows) > 1 else "1 key does not fit"
