@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import sys
@@ -26,8 +27,10 @@ from zoo.models.backbone import create_backbone
 from zoo.overrides import CONF, check
 from zoo.predict import predict_input
 from zoo.report import result
+from zoo.weights.catalogue import CATALOGUE
 
 TINY = ("model=fcn", "dataset=scenes", "dataset.size=48", "dataset.length=2", "backbone=test_resnet.r160_in1k")
+PUBLIC = "pspnet-resnet50s-voc-semseg"  # by hand, without a checksum
 RUN = (*TINY, "debug=fast", "trainer.device=cpu", "trainer.steps=1", "backbone.pretrained=false")
 
 
@@ -137,6 +140,42 @@ def test_paths_are_saved_so_that_another_folder_finds_them(tmp_path: Path, monke
         found = config["weights"], config["backbone"]["pretrained"], config["dataset"]["root"]
         assert found == tuple(str(tmp_path / name) for name in ("a.ckpt", "b.pth", "c"))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("name", [PUBLIC, "hf://owner/name@v1", "fcn-resnet50-misspelt"])
+def test_names_of_weights_are_saved_as_they_are(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_run", lambda kind, out, config, overrides: seen.append(config) or 0)
+    monkeypatch.setattr(sys, "argv", ["train.py", *TINY, f"weights={name}", "hydra.run.dir=out"])
+    with pytest.raises(SystemExit):
+        cli.train()
+    saved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert [config["weights"] for config in (saved, *seen)] == [name, name]
+
+
+def test_public_weights_by_name(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training begins with them and an evaluation takes them; a resume no longer needs them."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(finished)  # there is a config.yaml here, which is not theirs
+    train, evaluation = composed("train", *RUN, f"weights={PUBLIC}"), composed("evaluate", f"checkpoint={PUBLIC}")
+    (finished / "config.yaml").write_text(yaml.safe_dump(train))
+    assert jobs.run("train", copy.deepcopy(train), tmp_path / "early", []) == 2
+    assert "can only be downloaded by hand" in capsys.readouterr().err
+    placed = tmp_path / "cache" / "semseg" / CATALOGUE[PUBLIC].file
+    placed.parent.mkdir(parents=True)
+    placed.write_bytes((finished / "best.ckpt").read_bytes())
+    assert jobs.run("train", copy.deepcopy(train), tmp_path / "run", []) == 0
+    with pytest.raises(ZooError, match="name a dataset"):
+        jobs._evaluated(evaluation)
+    named = composed("evaluate", f"checkpoint={PUBLIC}", "dataset=scenes", "dataset.size=48", "dataset.length=2")
+    assert jobs.run("evaluate", {**named, "device": "cpu", "workers": 0}, tmp_path / "evaluated", []) == 0
+    assert result.read(tmp_path / "evaluated")["checkpoint"] == PUBLIC
+    placed.unlink()
+    train["trainer"]["steps"] = 2
+    assert jobs.run("resume", train, tmp_path / "run", []) == 0
 
 
 # ---- mistakes and a full disk

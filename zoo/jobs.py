@@ -34,6 +34,7 @@ from zoo.predict import predict_input
 from zoo.report import result
 from zoo.structures import Target
 from zoo.weights import load, load_weights
+from zoo.weights.download import is_path
 
 Config = dict[str, Any]
 
@@ -272,9 +273,8 @@ def _evaluated(config: Config) -> Config:
 
 def _trained_on(checkpoint: str) -> Config | None:
     """The dataset card of a checkpoint's training, None where that left no config.yaml beside it."""
-    file = Path(checkpoint).expanduser()
-    saved = file.parent / "config.yaml"
-    if not (file.exists() and saved.is_file()):  # public weights by name have no folder
+    saved = Path(checkpoint).expanduser().parent / "config.yaml"
+    if not (is_path(checkpoint) and saved.is_file()):  # a name has no folder: its parent is the current one
         return None
     try:
         card = yaml.safe_load(saved.read_text(encoding="utf-8"))["dataset"]
