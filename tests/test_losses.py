@@ -267,6 +267,7 @@ def test_terms_are_weighted_and_named() -> None:
     assert list(values) == ["cross_entropy", "dice", "focal"]
     assert torch.equal(values["dice"], 0.5 * dice(logits, labels, smooth=1.0))
     assert torch.equal(values["focal"], focal(logits, labels, gamma=1.0))
+    assert list(create_loss({"cross_entropy": None, "dice": 1.0}).terms) == ["dice"]
 
 
 @pytest.mark.parametrize(
@@ -277,6 +278,8 @@ def test_terms_are_weighted_and_named() -> None:
         ({"dice": {"logits": 1.0}}, "option of the loss dice"),
         ({"dice": "much"}, "weight of the loss dice is a number, not 'much'"),
         ({}, "at least one term"),
+        ({"dice": None}, "at least one term"),
+        ({"dicee": None, "focal": 1.0}, "did you mean dice"),
         ("dice", "loss='dice' should give at least one term its weight"),
         (1.0, "loss=1.0 should"),
         (["dice"], r"loss=\['dice'\] should"),

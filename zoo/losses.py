@@ -260,9 +260,12 @@ class WeightedLosses:
 def create_loss(terms: Mapping[str, float | Mapping[str, Any]]) -> WeightedLosses:
     """The losses of a configuration: each name in `LOSSES` with its weight, or with keyword arguments and a `weight`.
 
-    `{"cross_entropy": 1.0, "dice": {"weight": 0.5, "smooth": 1.0}}`. Names of `CLASS_WEIGHTS` have to be replaced by
-    `weigh_classes` before. Raises ZooError for a name or keyword that is unknown, naming the nearest.
+    `{"cross_entropy": 1.0, "dice": {"weight": 0.5, "smooth": 1.0}}`. A term that is None is left out, so that a recipe
+    can take one out of a card. Names of `CLASS_WEIGHTS` have to be replaced by `weigh_classes` before. Raises ZooError
+    for a name or keyword that is unknown, naming the nearest.
     """
+    if isinstance(terms, Mapping):
+        terms = {name: given for name, given in terms.items() if given is not None or name not in LOSSES}
     if not isinstance(terms, Mapping) or not terms:
         raise ZooError(f"loss={terms!r} should give at least one term its weight, {{term: 1.0}}: {', '.join(LOSSES)}")
     return WeightedLosses({name: _term(name, given) for name, given in terms.items()})
