@@ -16,22 +16,33 @@ from torch import Tensor
 
 from zoo import checkpoint
 from zoo.errors import ZooError
-from zoo.weights import ours, smp, torchvision
-from zoo.weights.fitting import fit_state, head_keys
+from zoo.weights import drsleep, mmseg, ours, semseg, smp, torchvision, vainf, wkentaro
+from zoo.weights.catalogue import Weights
+from zoo.weights.download import locate
+from zoo.weights.fitting import fit_state, head_keys, stage_keys
 from zoo.weights.recipe import Recipe
 
-SOURCES: dict[str, Any] = {"torchvision": torchvision, "smp": smp}
+SOURCES: dict[str, Any] = {
+    "VainF": vainf,
+    "torchvision": torchvision,
+    "smp": smp,
+    "DrSleep": drsleep,
+    "semseg": semseg,
+    "wkentaro": wkentaro,
+    "mmseg": mmseg,
+}
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
-def load(weights: str | Path | Mapping[str, Any], **options: Any) -> Any:
+def load(weights: str | Path | Weights | Mapping[str, Any], **options: Any) -> Any:
     """The model that a checkpoint describes, with its weights, in evaluation mode.
 
     Args:
         weights: a file (.ckpt, .pt, .pth, .safetensors), a folder as smp's `save_pretrained` writes it, or what such
-            a file holds. Ours, torchvision's FCN and DeepLabV3, smp's Unet and DeepLabV3.
+            a file holds; or what `zoo.weights.download.locate` fetches: a name of `list_weights`, "hf://owner/name",
+            an address. Ours, torchvision's FCN and DeepLabV3, smp's Unet and DeepLabV3.
         options: what the checkpoint cannot tell, or should be otherwise: `classes` (their names), the model's own
             options (`align_corners`, `rates`, `flip`, `window`, ...), the backbone's (`output_stride`, `dilation`,
             `mean`, `std`), `backbone` (timm's name of an smp `tu-` encoder).
@@ -39,7 +50,7 @@ def load(weights: str | Path | Mapping[str, Any], **options: Any) -> Any:
     What was assumed from the source's convention is printed, and kept in `model.provenance`.
 
     Raises:
-        ZooError: a file that is damaged, unknown or unsafe; keys that do not fit; an unknown option.
+        ZooError: a file that is damaged, unknown, unsafe or cannot be fetched; keys that do not fit; an unknown option.
     """
     content, config, where = _open(weights)
     found = _recipe(content, config, options.get("backbone"), where).override(options)
@@ -52,7 +63,7 @@ def load(weights: str | Path | Mapping[str, Any], **options: Any) -> Any:
     return model.eval()
 
 
-def load_weights(model: Any, weights: str | Path | Mapping[str, Any], skip_head: bool = False) -> None:
+def load_weights(model: Any, weights: str | Path | Weights | Mapping[str, Any], skip_head: bool = False) -> None:
     """Fill `model` with a checkpoint's weights: all of them, or none and an error.
 
     Args:
@@ -62,16 +73,23 @@ def load_weights(model: Any, weights: str | Path | Mapping[str, Any], skip_head:
     Foreign weights bring their mean and std. Where the model is set up otherwise than their source is (dilation,
     align_corners, ...), that is printed: such a model has the weights, not the predictions.
 
+    A model that is trained in stages (FCN-16s after FCN-32s, FCN-8s after FCN-16s) takes its predecessor's weights too:
+    what both have is copied, what is new stays as it was built, and that is printed.
+
     Raises:
         ZooError: a table of every key that is missing, unexpected or of another shape; `model` is as it was.
     """
     content, config, where = _open(weights)
-    skip = head_keys(model) if skip_head else ()
+    skip = head_keys(model) if skip_head else set()
     if _source(content) is None and set(content) & set(model.state_dict()):
         fit_state(model, content, where, skip)
         return
     found = _recipe(content, config, model.backbone.name, where)
-    fit_state(model, found.state, where, skip)
+    staged = found.name == getattr(model, "predecessor", None)
+    new, gone = stage_keys(model) if staged else (set(), set())
+    fit_state(model, found.state, where, skip | new | gone)
+    if staged:
+        _print_stage(model, new, found, where)
     model.provenance = {"source": found.source, "file": where, "assumed": found.assumed}
     backbone = found.backbone
     if "mean" in backbone and len(backbone["mean"]) == len(model.backbone.config["mean"]):
@@ -86,12 +104,12 @@ def build(file: Mapping[str, Any]) -> Any:
     return load(file)
 
 
-def _open(weights: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
+def _open(weights: str | Path | Weights | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
     """The content of a checkpoint, unwrapped down to a state dict if it is foreign; the config beside it; its name."""
     config: dict[str, Any] = {}
     where = "the state dict"
-    if isinstance(weights, (str, Path)):
-        path = Path(weights)
+    if isinstance(weights, (str, Path, Weights)):
+        path = locate(weights)
         where = str(path)
         if path.is_dir():
             path, config = _open_folder(path)
@@ -101,6 +119,8 @@ def _open(weights: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict
         return content, config, where
     for key in _WRAPPERS:
         if isinstance(content.get(key), Mapping):
+            if isinstance(content.get("meta"), Mapping):  # mmsegmentation's config and classes
+                config = config or dict(content["meta"])
             content = dict(content[key])
             break
     for prefix in _PREFIXES:
@@ -144,6 +164,14 @@ def _recipe(content: dict[str, Any], config: dict[str, Any], backbone: str | Non
         f"{where} is of no known layout (keys such as {some}): ours, {' and '.join(SOURCES)} load; weights of a "
         "backbone alone go to backbone.pretrained=FILE"
     )
+
+
+def _print_stage(model: Any, new: set[str], found: Recipe, where: str) -> None:
+    state = model.state_dict()
+    layers = sorted({key.rpartition(".")[0] for key in new})
+    zero = {layer: not any(state[key].any() for key in new if key.startswith(f"{layer}.")) for layer in layers}
+    listed = ", ".join(f"{layer} (zero)" if zero[layer] else layer for layer in layers)
+    print(f"{where}: {found.name}'s weights begin this {model.header['name']}; new are {listed}", file=sys.stderr)
 
 
 def _print_differences(model: Any, found: Recipe, where: str) -> None:

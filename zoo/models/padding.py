@@ -1,0 +1,24 @@
+"""Where a network pads, in conventions that timm's networks do not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.errors import ZooError
+
+
+def pad_early(name: str, model: Any) -> None:
+    """VainF's MobileNetV2: a block is padded before its 1x1 expansion instead of after it, the stem not at all.
+
+    The expansion's batch norm then makes the padding non-zero, which changes features at the borders of every map.
+    Parameters are the same. To be called once dilation is set.
+
+    Raises ZooError for another network.
+    """
+    blocks = [block for stage in getattr(model, "blocks", ()) for block in stage]
+    if not name.startswith("mobilenetv2") or not blocks:
+        raise ZooError(f"backbone {name} has no early_padding: it is for mobilenetv2_*")
+    model.conv_stem.padding = (0, 0)
+    for block in blocks:
+        if hasattr(block, "conv_pwl"):  # the first block has no expansion
+            block.conv_pw.padding, block.conv_dw.padding = block.conv_dw.padding, (0, 0)
