@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import read
 from zoo.errors import ZooError, unknown
-from zoo.models.dilation import CONVERTERS, dilate_first_blocks
+from zoo.models.dilation import CONVERTERS, dilate_first_blocks, dilate_first_convolutions
+from zoo.models.padding import pad_early
 from zoo.models.truncation import truncate
 
 Size = tuple[int, int]
-Dilation = Literal["previous", "full"]
+Dilation = Literal["previous", "full", "conv1"]
 
 # Encoders of our own, imported when asked for: "module:callable". Called with in_channels, levels and options, they
 # give a module with `channels` and `strides` whose forward takes normalised images and returns the list of features.
@@ -157,6 +158,11 @@ class Backbone(nn.Module):
         # A function of the backbone, not a method bound to this one: a copy of the model uses its own weights.
         self._extract = torch.compile(_extract, *args, **options)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether `extract` is compiled."""
+        return self._extract is not _extract
+
     def _missing(self, length: int) -> int:
         """Pixels to add to `length` so that the architecture takes it."""
         return max(-length % self.multiple, self.smallest - length)
@@ -206,7 +212,8 @@ def create_backbone(
         levels: how many of the coarsest feature maps to give (4: strides 4..32 of most; 5 adds 2, 6 of a VGG adds 1);
             a network with fewer gives those it has.
         dilation: rate of the first block of a dilated stage: that of the stage before it ("previous": torchvision,
-            timm) or its own ("full": semseg, smp; also torchvision's MobileNetV3).
+            timm) or its own ("full": semseg, smp; also torchvision's MobileNetV3). "conv1" is "previous" but that in
+            basic blocks (ResNet-18, -34) the second convolution stays undilated: mmsegmentation.
         multi_grid: factors of the dilation in the blocks of a ResNet's last stage, (1, 2, 4) in DeepLab v3.
         mean, std: one value per channel, of pixels in [0, 1]. By default those of timm's weights; with one channel
             their average over RGB, with other numbers of channels RGB's repeated, as timm repeats the filters.
@@ -216,15 +223,16 @@ def create_backbone(
         coarsest: leave out the stages with a stride above this one, with their parameters (8: a ResNet's layer3 and
             layer4, unless dilated). None keeps all. Which maps are given is for `levels` to say.
         options: handed to timm (`drop_path_rate`, `bn_eps`, ...). DenseNets also take `taps="transition"`: features
-            after each transition's norm and ReLU, and without the last ReLU, as smp's encoder gives them.
+            after each transition's norm and ReLU, and without the last ReLU, as smp's encoder gives them; MobileNetV2s
+            `early_padding=True`, see `zoo.models.padding`.
 
     Raises:
         ZooError: a misspelt name, weights that cannot be reached, a network that cannot serve.
     """
     if output_stride not in (8, 16, 32):
         raise ZooError(f"output_stride must be 8, 16 or 32, not {output_stride!r}")
-    if dilation not in ("previous", "full"):
-        raise ZooError(f"dilation must be 'previous' or 'full', not {dilation!r}")
+    if dilation not in ("previous", "full", "conv1"):
+        raise ZooError(f"dilation must be 'previous', 'full' or 'conv1', not {dilation!r}")
     if coarsest is not None and coarsest not in (1, 2, 4, 8, 16, 32, 64):
         raise ZooError(f"coarsest must be a stride such as 8, 16 or 32, or None for all stages, not {coarsest!r}")
     config = {
@@ -241,7 +249,7 @@ def create_backbone(
         return Backbone(name, model, model.channels, model.strides, mean=mean, std=std, config=config)
 
     family = _family(name)
-    taps = options.pop("taps", None)
+    taps, early_padding = options.pop("taps", None), options.pop("early_padding", False)
     if taps is not None and (taps != "transition" or family != "densenet"):
         raise ZooError(f"taps={taps!r}: only 'transition', and only densenets, have it")
     hidden = classifier and family == "vgg"
@@ -260,8 +268,12 @@ def create_backbone(
         CONVERTERS[family](model, output_stride)
     if multi_grid is not None or (dilation == "full" and output_stride < 32):
         dilate_first_blocks(name, model, output_stride, full=dilation == "full", multi_grid=multi_grid)
+    if dilation == "conv1" and output_stride < 32:
+        dilate_first_convolutions(name, model)
     if family in VALID_FAMILIES:
         _pad_valid_layers(model)
+    if early_padding:
+        pad_early(name, model)
     if taps == "transition":
         model.features.norm5.act = nn.Identity()
     plan = partial(Backbone, name, model, (), (), mean=mean, std=std, config=config, taps=taps or "own")

@@ -76,6 +76,19 @@ def dilate_first_blocks(
         raise ZooError(f"backbone {name} has no {what}: it is for resnet*, resnext*, resnest* and res2net*")
 
 
+def dilate_first_convolutions(name: str, model: Any) -> None:
+    """Of the two convolutions of a ResNet's basic blocks leave the second undilated, as mmsegmentation has it.
+
+    Raises:
+        ZooError: not a ResNet.
+    """
+    if not hasattr(model, "layer4"):
+        raise ZooError(f"backbone {name} has no dilation='conv1': it is for resnet18, resnet34 and their kin")
+    for block in (*model.layer3, *model.layer4):
+        if not hasattr(block, "conv3"):
+            _set_dilation(block.conv2, 1)
+
+
 def _apply_multi_grid(name: str, stage: Sequence[nn.Module], rate: int, factors: Sequence[int]) -> None:
     if len(factors) != len(stage):
         raise ZooError(
