@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from zoo.errors import ZooError
 from zoo.losses import create_loss
 from zoo.models.backbone import Backbone
+from zoo.models.fold import folding
 from zoo.models.layers import join, resize
 from zoo.ops.strips import Strips, WindowMean, average, stored
 from zoo.structures import VOID, Batch, Class, Semantic, Size, as_classes
@@ -182,7 +183,9 @@ class SemanticModel(nn.Module):
     def _view(self, normalized: Tensor) -> Strips:
         """The logits of `segment`, of which only what `decode` gives is held."""
         size = (normalized.shape[-2], normalized.shape[-1])
-        return stored(self.decode(self.extract(normalized), size)).resized(size, self.align_corners)
+        with folding(self, self.segment, normalized):
+            logits = self.decode(self.extract(normalized), size)
+        return stored(logits).resized(size, self.align_corners)
 
 
 def stack_labels(batch: Batch) -> Tensor:

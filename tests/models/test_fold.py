@@ -1,0 +1,220 @@
+"""Prediction without batch norms and in channels_last: the same logits, and nothing of the model is touched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from peers import assert_equal, randomized
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
+
+from zoo.errors import ZooError
+from zoo.models import create_model
+from zoo.models.backbone import create_backbone
+from zoo.models.fold import _SEEN, _applies, folded, folding
+from zoo.models.semantic import SemanticModel
+from zoo.structures import Batch
+
+
+class Counting(TorchFunctionMode):
+    """How many batch norms are computed, and in what memory format convolutions are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = self.planar = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.norms += func is F.batch_norm
+        result = func(*args, **(kwargs or {}))
+        if func is torch.conv2d:
+            self.planar += not result.is_contiguous(memory_format=torch.channels_last)
+        return result
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def net(*layers: nn.Module) -> nn.Sequential:
+    return randomized(nn.Sequential(*layers))  # type: ignore[return-value]
+
+
+def computed(model: nn.Module, images: Tensor) -> tuple[Tensor, Counting]:
+    """The output with folding; the counting mode lies under it, and sees what is left to compute."""
+    with Counting() as count, folding(model, model, images):
+        count.norms = count.planar = 0  # finding the pairs is over
+        output = model(images)
+    return output, count
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_algebra_is_torchs(bias: bool, affine: bool) -> None:
+    conv, norm = nn.Conv2d(3, 8, 3, bias=bias), nn.BatchNorm2d(8, affine=affine)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    if affine:
+        norm.weight.normal_()
+        norm.bias.normal_()
+    expected = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    for ours, theirs in zip(folded(conv.weight, conv.bias, norm), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["unet", "deeplabv3"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "mobilenetv3_small_050"])
+def test_predicts_the_same_without_norms(name: str, backbone: str) -> None:
+    model = randomized(create_model(name, 5, backbone))
+    images = torch.rand(2, 3, 65, 83)
+    normalized = model.backbone.normalize(images)
+    expected = model.segment(normalized)
+    with Counting() as count, folding(model, model.segment, normalized):
+        count.norms = count.planar = 0
+        output = model.segment(normalized)
+    assert_equal(output, expected)
+    _, pairs = _SEEN[model]
+    assert pairs is not None
+    assert count.planar == 0
+    assert count.norms <= sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) - 10
+    labels = [prediction.labels for prediction in model.predict(Batch.of(images))]
+    assert (torch.stack(labels) == expected.argmax(1)).float().mean() > 0.999
+
+
+def test_convolutions_run_in_channels_last_and_norms_are_gone() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 20, 20)
+    output, count = computed(model, images)
+    assert_equal(output, model(images))
+    assert (count.norms, count.planar) == (0, 0)
+
+
+def test_a_norm_stays_where_its_filters_are_more_than_its_values() -> None:
+    model = net(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+    small, large = torch.randn(1, 3, 5, 5), torch.randn(1, 3, 6, 6)  # 27 values of each filter, 25 and 36 pixels
+    for images, norms in ((large, 0), (small, 1)):
+        output, count = computed(model, images)
+        assert_equal(output, model(images))
+        assert count.norms == norms
+
+
+def test_nothing_of_the_model_changes_and_nothing_goes_stale() -> None:
+    model = randomized(create_model("unet", 3, "resnet10t"))
+    batch = Batch.of(torch.rand(1, 3, 64, 64))
+    before = copy.deepcopy(model.state_dict())
+    keys = {name: set(vars(module)) for name, module in model.named_modules()}
+    model.predict(batch)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == keys
+    for change in (
+        lambda: model.backbone.model.layer1[0].conv1.weight.mul_(-1),
+        lambda: model.backbone.model.layer1[0].bn1.running_mean.add_(1),
+        lambda: setattr(model.backbone.model.layer1[0], "bn1", nn.BatchNorm2d(64).eval()),
+        lambda: model.load_state_dict(before),
+        lambda: model.double().float(),  # other buffers
+    ):
+        change()
+        expected = model(batch.images).argmax(1)
+        assert (model.predict(batch)[0].labels == expected[0]).float().mean() > 0.999
+    copied = copy.deepcopy(model)
+    copied.backbone.model.layer1[0].conv1.weight.mul_(-1)
+    expected = copied(batch.images).argmax(1)
+    assert (copied.predict(batch)[0].labels == expected[0]).float().mean() > 0.999
+
+
+class Branching(nn.Module):
+    """A convolution whose output is read by its batch norm and by something else, and one that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = torch.cat([self.norms[0](x), x])
+        y = self.norms[1](self.twice(y))
+        return self.norms[2](self.twice(y))
+
+
+def test_outputs_that_others_read_are_not_folded() -> None:
+    model = randomized(Branching())
+    images = torch.randn(1, 3, 16, 16)
+    output, count = computed(model, images)
+    assert_equal(output, model(images))
+    assert _SEEN[model][1] == []
+    assert count.norms == 3
+
+
+class Viewing(nn.Module):
+    """Needs planes, as some backbones do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x.view(len(x), -1)
+
+
+def test_a_model_that_cannot_is_left_alone() -> None:
+    model = randomized(Viewing())
+    images = torch.randn(1, 3, 16, 16)
+    output, _ = computed(model, images)
+    assert _SEEN[model][1] is None
+    assert_equal(output, model(images))
+
+
+def test_layers_may_change_and_a_forward_that_changes_is_said() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 16, 16)
+    computed(model, images)
+    model.insert(1, nn.ReLU())
+    assert_equal(computed(model, images)[0], model(images))
+    del model[1]
+    computed(model, images)
+    plain = model[0].forward
+    model[0].forward = lambda x: plain(x) + 1
+    with pytest.raises(ZooError, match=r"between a convolution and its batch norm.*deepcopy"):
+        computed(model, images)
+
+
+def test_off_where_gradients_are_recorded_in_half_precision_and_compiled() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 16, 16)
+    with torch.enable_grad():
+        assert computed(model, images)[1].norms == 1
+    assert computed(copy.deepcopy(model).bfloat16(), images.bfloat16())[1].norms == 1
+    assert _applies(model)
+    compiled = copy.deepcopy(model)
+    compiled[0].compile(backend="eager")
+    assert not _applies(compiled)
+    backbone = create_backbone("test_resnet")
+    assert _applies(backbone)
+    backbone.compile(backend="eager")
+    assert not _applies(backbone)
+
+
+def test_the_mode_ends_with_an_error() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 16, 16)
+    with pytest.raises(RuntimeError, match="stop"), folding(model, model, images):
+        raise RuntimeError("stop")
+    with Counting() as count:
+        model(images)
+    assert count.norms == 1
+
+
+def test_forward_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: SemanticModel = randomized(create_model("unet", 3, "resnet10t"))  # type: ignore[assignment]
+    monkeypatch.setattr("zoo.models.semantic.folding", lambda *_: pytest.fail("forward folds"))
+    model(torch.rand(1, 3, 64, 64))
