@@ -1,0 +1,164 @@
+"""What does predicting a large image need? Peak memory and time of ours against what a user would pick instead.
+
+    python benchmarks/prediction.py                       # 512x1024 and 1024x2048, 2 to 3 minutes on two cores
+    python benchmarks/prediction.py --size 2048x4096
+    python benchmarks/prediction.py --full                # 4096x8192, minutes each, 14 GB of free memory
+
+Both networks have the same weights. Every row is a process of its own, one at a time: it builds the model, predicts a
+small image, and then reports by how much its resident memory rose while one image (random, uint8, 19 classes) became
+labels. The peer is used as its documentation shows: normalise, forward, argmax over the classes. Prints a Markdown
+table; 1 if the labels differ by more than 1 pixel in 100,000, if ours looks at the whole image and takes more memory
+than the peer (by 2 % and 16 MiB, the noise of the measurement), or if a process with sliding windows takes 6 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.transforms import functional
+
+import zoo
+from zoo.structures import Batch
+
+CLASSES = 19
+WINDOW = 1024  # as high as the sums that are held
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+LIMIT = 6 * 2**30
+PEERS: dict[str, Callable[[], nn.Module]] = {
+    "fcn_resnet50": lambda: torchvision.models.segmentation.fcn_resnet50(
+        weights=None, weights_backbone=None, num_classes=CLASSES
+    ),
+    "deeplabv3_resnet50": lambda: torchvision.models.segmentation.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=CLASSES
+    ),
+    "lraspp_mobilenet_v3_large": lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=CLASSES
+    ),
+    "unet_resnet18": lambda: smp.Unet("resnet18", encoder_weights=None, classes=CLASSES),
+}
+
+
+def memory(name: str) -> int:
+    """A number of /proc/self/status in bytes: VmRSS is memory now, VmHWM its peak since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+def predictor(model: str, how: str) -> Callable[[Tensor], Tensor]:
+    """uint8 (3, H, W) -> uint8 labels (H, W)."""
+    torch.manual_seed(0)
+    peer = PEERS[model]().eval()
+    for layer in peer.modules():
+        if isinstance(layer, nn.BatchNorm2d):  # or an untrained network gives one class for everything
+            nn.init.normal_(layer.running_mean, 0, 0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    if how == "peer":
+
+        @torch.inference_mode()
+        def predict(image: Tensor) -> Tensor:
+            logits = peer(functional.normalize(functional.convert_image_dtype(image), MEAN, STD)[None])
+            return (logits["out"] if isinstance(logits, dict) else logits).argmax(1)[0].to(torch.uint8)
+
+        return predict
+    # without overlap: what it adds is time
+    windows: dict[str, Any] = {"window": WINDOW, "overlap": 0.0} if how == "windows" else {}
+    ours = zoo.load(peer.state_dict(), **windows).eval()
+
+    @torch.inference_mode()
+    def predict_ours(image: Tensor) -> Tensor:
+        return ours.predict(Batch.of(image[None]))[0].labels
+
+    return predict_ours
+
+
+def measure(model: str, how: str, size: tuple[int, int], labels: Path) -> dict[str, float]:
+    """In a process of its own: the rise of memory, all memory and seconds of one image; the labels into a file."""
+    predict = predictor(model, how)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    predict(image[:, :256, :256])  # libraries allocate when they first run
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before, start = memory("VmRSS"), time.perf_counter()
+    result = predict(image)
+    seconds = time.perf_counter() - start
+    report = {"rise": memory("VmHWM") - before, "process": memory("VmHWM"), "seconds": seconds}
+    np.save(labels, result.numpy())
+    return report
+
+
+def child(model: str, how: str, size: tuple[int, int], labels: Path) -> dict[str, float]:
+    """`measure` in a process that starts now and ends here."""
+    command = [sys.executable, __file__, "--measure", model, how, f"{size[0]}x{size[1]}", str(labels)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def compare(model: str, size: tuple[int, int], folder: Path, hows: list[str]) -> bool:
+    """Print the rows of one model and size; whether every promise was kept."""
+    kept = True
+    reports = {how: child(model, how, size, folder / f"{how}.npy") for how in hows}
+    for how, report in reports.items():
+        goal = ""
+        if how == "windows":
+            ok = report["process"] <= LIMIT
+            goal = f"process {report['process'] / 2**30:.2f} <= 6 GiB: {'met' if ok else 'MISSED'}"
+            kept &= ok
+        elif how == "whole" and "peer" in reports:
+            theirs = reports["peer"]["rise"]
+            wrong = float((np.load(folder / "whole.npy") != np.load(folder / "peer.npy")).mean())
+            ok = report["rise"] <= 1.02 * theirs + 2**24 and wrong <= 1e-5
+            goal = f"{report['rise'] / theirs:.2f} <= 1 of peer, labels differ {wrong:.0e}: {'met' if ok else 'MISSED'}"
+            kept &= ok
+        rise, seconds = report["rise"] / 2**20, report["seconds"]
+        print(f"| {model} | {size[0]}x{size[1]} | {how} | {rise:,.0f} | {seconds:.1f} | {goal} |", flush=True)
+    return kept
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "512x1024" -> (512, 1024), height first."""
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def main() -> int:
+    """Print the table; 1 if a promise was not kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=parse_size, nargs="+", default=[(512, 1024), (1024, 2048)])
+    parser.add_argument("--model", choices=sorted(PEERS), nargs="+", default=["fcn_resnet50", "unet_resnet18"])
+    parser.add_argument("--how", choices=["whole", "peer", "windows"], nargs="+", default=["whole", "peer", "windows"])
+    parser.add_argument("--full", action="store_true", help="4096x8192 with lraspp_mobilenet_v3_large")
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        model, how, size, labels = options.measure
+        print(json.dumps(measure(model, how, parse_size(size), Path(labels))))
+        return 0
+    if options.full:
+        options.size, options.model = [(4096, 8192)], ["lraspp_mobilenet_v3_large"]
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads of {platform.processor()}, {CLASSES} classes\n"
+    )
+    print("| model | size | how | peak memory above the model's, MiB | s | promise |\n|---|---|---|--:|--:|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [(model, size) for size in options.size for model in options.model]
+        kept = [compare(model, size, Path(folder), options.how) for model, size in runs]
+    return int(not all(kept))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
