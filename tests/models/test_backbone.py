@@ -425,7 +425,7 @@ def test_misspelt_names() -> None:
 def test_misspelt_options() -> None:
     assert "drop_path_rat" in refusal(name="test_resnet", drop_path_rat=0.1)
     assert "8, 16 or 32, not 4" in refusal(name="test_resnet", output_stride=4)
-    assert "'previous' or 'full', not 'ful'" in refusal(name="test_resnet", dilation="ful")
+    assert "'previous', 'full' or 'conv1', not 'ful'" in refusal(name="test_resnet", dilation="ful")
 
 
 def test_no_pyramid() -> None:

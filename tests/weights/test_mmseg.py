@@ -70,20 +70,41 @@ def fits(found: Recipe) -> bool:
     return mine == theirs
 
 
-@pytest.mark.parametrize(("name", "model"), [("mmseg_fcn50", "fcn"), ("mmseg_deeplabv3plus50", "deeplabv3plus")])
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("mmseg_fcn18", "fcn"),
+        ("mmseg_pspnet18", "pspnet"),
+        ("mmseg_deeplabv3_18", "deeplabv3"),
+        ("mmseg_deeplabv3plus18", "deeplabv3plus"),
+    ],
+)
 def test_equals(name: str, model: str) -> None:
     """Recorded once a restatement of its heads, backbone and ConvModules on plain torch had given the same."""
     ours = zoo.load({"meta": {"CLASSES": None}, "state_dict": golden.fill(golden.shapes(name))})
-    assert (ours.header["name"], ours.backbone.name) == (model, "resnet50c")
+    assert (ours.header["name"], ours.backbone.name) == (model, "resnet18")
     assert ours.provenance["assumed"]["align_corners"] is False
     assert ours.aux_weight == 0.4
     golden.check(name, ours)
+
+
+def test_basic_blocks_dilate_their_first_convolution_alone() -> None:
+    found = mmseg.recipe(described(golden.shapes("mmseg_pspnet18")))
+    assert found.assumed["dilation"] == "conv1"
+    with torch.device("meta"):
+        stages = found.build().backbone.model
+    rates = [[(b.conv1.dilation[0], b.conv2.dilation[0]) for b in stage] for stage in (stages.layer3, stages.layer4)]
+    assert rates == [[(1, 1), (2, 1)], [(2, 1), (4, 1)]]
+    text = CONFIG.replace("contract_dilation=True", "contract_dilation=False")
+    with pytest.raises(ZooError, match="this resnet18 of mmsegmentation lacks contract_dilation"):
+        mmseg.recipe(described(golden.shapes("mmseg_pspnet18")), {"config": text})
 
 
 def test_pspnet_module_by_module() -> None:
     state = described(pspnet())
     found = mmseg.recipe(state)
     assert fits(found)
+    assert found.backbone["name"] == "resnet50c"
     assert found.options["align_corners"] is False
     assert found.backbone["dilation"] == "previous"
     for index in range(4):
@@ -175,6 +196,6 @@ def test_what_does_not_load_is_said() -> None:
     with pytest.raises(ZooError, match=r"lacks decode_head.image_pool.1.conv.weight: is the file whole"):
         zoo.load(described({key: s for key, s in deeplabv3().items() if "image_pool.1.conv" not in key}))
     separable = {key.replace("head.bottleneck.conv", "head.bottleneck.depthwise_conv.conv"): shape
-                 for key, shape in golden.shapes("mmseg_deeplabv3plus50").items()}  # fmt: skip
+                 for key, shape in golden.shapes("mmseg_deeplabv3plus18").items()}  # fmt: skip
     with pytest.raises(ZooError, match="separable convolution after ASPP"):
         zoo.load(described(separable))

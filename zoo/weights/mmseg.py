@@ -33,6 +33,7 @@ PARTS = {
     "deeplabv3plus": {"image_pool", "aspp_modules", "bottleneck", "c1_bottleneck", "sep_bottleneck", "conv_seg"},
 }
 LOADABLE = "its FCN, PSPNet, DeepLabV3 and DeepLabV3+ load"
+BASIC = ("resnet18", "resnet34")  # of their blocks mmsegmentation dilates the first convolution alone
 STEM = {"0": "conv1.0", "1": "conv1.1", "3": "conv1.3", "4": "conv1.4", "6": "conv1.6", "7": "bn1"}
 # Inside a ConvModule and a DepthwiseSeparableConvModule -> places in our nn.Sequential.
 CONV = {"conv": 0, "bn": 1}
@@ -62,9 +63,9 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         raise ZooError("this head of mmsegmentation has one channel and a threshold: heads with two classes load")
     encoder, stages = _describe_backbone(_part(state, "backbone."), backbone)
     stages["levels"] = 4 if name == "deeplabv3plus" else 2
-    conventions = {"output_stride": 8, "dilation": "previous"}
-    conventions |= {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
-    stages |= {key: said.get(key, value) for key, value in conventions.items()}
+    assumed = _settle(stages, said)
+    if said.get("bgr"):
+        _flip(encoder, stages)
     try:
         options, moves = _HEADS[name](head, said)
     except KeyError as error:
@@ -72,16 +73,7 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
             f"this {name} of mmsegmentation lacks decode_head.{error.args[0]}: is the file whole?"
         ) from error
     options["align_corners"] = said.get("align_corners", False)
-    has_aux = {key.partition(".")[0] for key in aux} == {"convs", "conv_seg"} and "convs.1.conv.weight" not in aux
-    options["aux_weight"] = said.get("aux_weight", 0.4) if has_aux else 0.0
-    weights = _moved(head, moves)
-    if options["aux_weight"]:
-        options["aux_channels"] = aux["conv_seg.weight"].shape[1]
-        prefix = "aux" if name == "pspnet" else "aux_classifier"
-        weights |= _moved(aux, {**_conv_module("convs.0", prefix), "conv_seg": f"{prefix}.4"})
-    if said.get("bgr"):
-        _flip(encoder, stages)
-    assumed = {key: stages[key] for key in conventions if key not in said}
+    weights = _moved(head, moves) | _auxiliary(aux, "aux" if name == "pspnet" else "aux_classifier", options, said)
     assumed |= {key: options[key] for key in ("align_corners", "rates", "bins") if key in options and key not in said}
     if aux and not options["aux_weight"]:
         assumed["auxiliary_head"] = "left out"
@@ -97,6 +89,35 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         state={**{f"backbone.model.{key}": value for key, value in encoder.items()}, **weights},
         assumed=assumed,
     )
+
+
+def _settle(stages: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts what the config says, or else the conventions, into `stages`; returns the conventions that it used."""
+    basic = stages["name"] in BASIC
+    if basic and said.get("dilation") == "full":
+        raise ZooError(f"this {stages['name']} of mmsegmentation lacks contract_dilation, for which there is none here")
+    conventions = {
+        "output_stride": 8,
+        "dilation": "previous",
+        "mean": list(IMAGENET_DEFAULT_MEAN),
+        "std": list(IMAGENET_DEFAULT_STD),
+    }
+    stages |= {key: said.get(key, value) for key, value in conventions.items()}
+    if basic:
+        stages["dilation"] = "conv1"
+    return {key: stages[key] for key in conventions if key not in said}
+
+
+def _auxiliary(
+    aux: Mapping[str, Tensor], prefix: str, options: dict[str, Any], said: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The auxiliary head's weights and, in `options`, its form; none where it is not a single convolution."""
+    single = {key.partition(".")[0] for key in aux} == {"convs", "conv_seg"} and _count(aux, "convs") == 1
+    options["aux_weight"] = said.get("aux_weight", 0.4) if single else 0.0
+    if not options["aux_weight"]:
+        return {}
+    options["aux_channels"] = aux["conv_seg.weight"].shape[1]
+    return _moved(aux, {**_conv_module("convs.0", prefix), "conv_seg": f"{prefix}.4"})
 
 
 # ---- heads: options, and where each module goes
@@ -214,13 +235,12 @@ def _describe_backbone(encoder: dict[str, Tensor], named: str | None) -> tuple[d
         raise ZooError("this backbone of mmsegmentation is no ResNet that is known here: ResNet and ResNetV1c load")
     if encoder.get("layer2.0.downsample.1.weight", first).ndim == 4 and "layer2.0.downsample.0.weight" not in encoder:
         raise ZooError("mmsegmentation's ResNetV1d pools otherwise than timm's where it is dilated: ResNetV1c loads")
-    if depth in ("resnet18", "resnet34"):
-        raise ZooError(
-            f"mmsegmentation dilates the first convolution alone of each block of {depth}, timm's has both dilated: "
-            "ResNet-50, -101 and -152 load"
-        )
-    stem = {32: "c", 64: "s"}.get(first.shape[0], "c") if deep else ""
-    return encoder, {"name": named or f"{depth}{stem}", "in_channels": first.shape[1]}
+    stages: dict[str, Any] = {"name": named or depth, "in_channels": first.shape[1]}
+    if deep and depth in BASIC:  # timm has no name for these two
+        stages |= {"stem_type": "deep", "stem_width": first.shape[0]}
+    elif deep and named is None:
+        stages["name"] = f"{depth}s" if first.shape[0] == 64 else f"{depth}c"
+    return encoder, stages
 
 
 def _flip(encoder: dict[str, Tensor], stages: dict[str, Any]) -> None:
