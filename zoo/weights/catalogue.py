@@ -198,8 +198,10 @@ def _semseg() -> Iterator[Weights]:
 
 def _vainf() -> Iterator[Weights]:
     for model, backbone, miou, folder, file in (
+        ("deeplabv3", "mobilenetv2_100", 70.1, "uhksxwfcim3nkpo", "best_deeplabv3_mobilenet_voc_os16.pth"),
         ("deeplabv3", "resnet50", 76.9, "3eag5ojccwiexkq", "best_deeplabv3_resnet50_voc_os16.pth"),
         ("deeplabv3", "resnet101", 77.3, "vtenndnsrnh4068", "best_deeplabv3_resnet101_voc_os16.pth"),
+        ("deeplabv3plus", "mobilenetv2_100", 71.1, "0idrhwz6opaj7q4", "best_deeplabv3plus_mobilenet_voc_os16.pth"),
         ("deeplabv3plus", "resnet50", 77.2, "dgxyd3jkyz24voa", "best_deeplabv3plus_resnet50_voc_os16.pth"),
         ("deeplabv3plus", "resnet101", 78.3, "bm3hxe7wmakaqc5", "best_deeplabv3plus_resnet101_voc_os16.pth"),
     ):
