@@ -14,19 +14,10 @@ from zoo.data.oxford_pet import BREEDS
 from zoo.errors import ZooError
 from zoo.structures import VOID
 
-CATS = [
-    "Abyssinian",
-    "Bengal",
-    "Birman",
-    "Bombay",
-    "British_Shorthair",
-    "Egyptian_Mau",
-    "Maine_Coon",
-    "Persian",
-    "Ragdoll",
-    "Russian_Blue",
-]
-CATS += ["Ragdoll", "Russian_Blue", "Siamese", "Sphynx"]
+CATS = (
+    *("Abyssinian", "Bengal", "Birman", "Bombay", "British_Shorthair", "Egyptian_Mau", "Maine_Coon", "Persian"),
+    *("Ragdoll", "Russian_Blue", "Siamese", "Sphynx"),
+)
 
 
 @pytest.fixture
@@ -37,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 def test_breeds_are_in_the_order_of_the_lists() -> None:
     assert len(BREEDS) == 37
     assert list(BREEDS) == sorted(BREEDS, key=str.lower)
-    assert [breed for breed in BREEDS if breed[0].isupper()] == CATS
+    assert [breed for breed in BREEDS if breed[0].isupper()] == list(CATS)
 
 
 def test_splits(root: Path) -> None:
