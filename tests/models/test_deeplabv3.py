@@ -62,6 +62,7 @@ def test_the_head_of_mmseg() -> None:
     branches = 2 * 2048 * 512 + 3 * 9 * 2048 * 512 + 5 * 2 * 512
     assert head == branches + 9 * 5 * 512 * 512 + 2 * 512 + 512 * 21 + 21
     assert model.aux_classifier[0].weight.shape == (256, 1024, 3, 3)
+    assert isinstance(model.aux_classifier[3], nn.Dropout2d)
     classifier = model.classifier[-1].train()
     with torch.no_grad():
         classifier.weight.copy_(torch.eye(21, 512)[..., None, None])

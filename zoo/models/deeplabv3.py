@@ -50,7 +50,8 @@ class DeepLabV3(SemanticModel):
         separable: ASPP's 3x3 branches as depthwise and pointwise convolutions: None, "tf" (batch norm and ReLU after
             both) or "smp" (after the second alone).
         post_conv: a 3x3 convolution between ASPP and the classifier, as in torchvision and smp.
-        classifier_dropout: of whole channels before the last convolution, as in mmseg.
+        classifier_dropout: of whole channels before the last convolution of either head, as in mmseg; 0: none, and 0.1
+            of single values in the auxiliary head.
         aux_weight: of the auxiliary head's loss; 0 builds none.
         aux_channels: inside the auxiliary head; None is a quarter of its input's.
         aux_module: the backbone's module whose output the auxiliary head reads ("blocks.2.0" for torchvision's
@@ -99,7 +100,9 @@ class DeepLabV3(SemanticModel):
         self.aux_classifier: FCNHead | None = None
         if aux_weight:
             width = tapped_channels(backbone, aux_module) if aux_module else backbone.channels[-2]
-            self.aux_classifier = FCNHead(width, count, channels=aux_channels)
+            self.aux_classifier = FCNHead(
+                width, count, classifier_dropout or 0.1, aux_channels, dropout2d=classifier_dropout > 0
+            )
 
     def extract(self, normalized: Tensor) -> list[Tensor]:
         """The backbone's features; before them the output of `aux_module` where one is named."""

@@ -54,7 +54,8 @@ class DeepLabV3Plus(SemanticModel):
         aspp_separable: False leaves ASPP's 3x3 convolutions plain all the same.
         post_conv: a 3x3 convolution between ASPP and the resizing, as in smp.
         decoder_convs: 3x3 convolutions after the concatenation.
-        classifier_dropout: of whole channels before the last convolution, as in mmseg.
+        classifier_dropout: of whole channels before the last convolution of either head, as in mmseg; 0: none, and 0.1
+            of single values in the auxiliary head.
         aux_weight: of the auxiliary head's loss; 0 builds none.
         aux_channels: inside the auxiliary head; None is a quarter of its input's.
         **base: see `SemanticModel`. `align_corners` holds for both resizings.
@@ -105,7 +106,13 @@ class DeepLabV3Plus(SemanticModel):
         self.classifier = PixelClassifier(widths[-1], len(self.classes), classifier_dropout)
         self.aux_classifier: FCNHead | None = None
         if aux_weight:
-            self.aux_classifier = FCNHead(backbone.channels[-2], len(self.classes), channels=aux_channels)
+            self.aux_classifier = FCNHead(
+                backbone.channels[-2],
+                len(self.classes),
+                classifier_dropout or 0.1,
+                aux_channels,
+                dropout2d=classifier_dropout > 0,
+            )
 
     def decode(self, features: list[Tensor], size: Size) -> Tensor:
         """Features, fine to coarse -> logits (B, K, h, w) at the size of the fine ones."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def tap(backbone: Backbone, name: str) -> Iterator[list[Tensor]]:
     outputs: list[Tensor] = []
     handle = modules[name].register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager") if backbone.compiled else nullcontext():
             yield outputs
     finally:
         handle.remove()

@@ -42,7 +42,7 @@ def load(weights: str | Path | Weights | Mapping[str, Any], **options: Any) -> A
     Args:
         weights: a file (.ckpt, .pt, .pth, .safetensors), a folder as smp's `save_pretrained` writes it, or what such
             a file holds; or what `zoo.weights.download.locate` fetches: a name of `list_weights`, "hf://owner/name",
-            an address. Ours, torchvision's FCN and DeepLabV3, smp's Unet and DeepLabV3.
+            an address. Ours, torchvision's segmentation models, smp's that the zoo has, papers' releases: see SOURCES.
         options: what the checkpoint cannot tell, or should be otherwise: `classes` (their names), the model's own
             options (`align_corners`, `rates`, `flip`, `window`, ...), the backbone's (`output_stride`, `dilation`,
             `mean`, `std`), `backbone` (timm's name of an smp `tu-` encoder).
