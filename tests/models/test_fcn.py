@@ -1,9 +1,10 @@
-"""FCN: counts, the auxiliary head, and backbones that cannot keep stride 8."""
+"""FCN: counts, the auxiliary head, mmsegmentation's head, and backbones that cannot keep stride 8."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from zoo.errors import ZooError
 from zoo.models import create_model
@@ -35,3 +36,26 @@ def test_a_backbone_that_cannot_dilate_is_refused_unless_coarse_is_asked_for() -
     model = create_model("fcn", 2, "pvt_v2_b0", output_stride=32).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 3, 97, 130)).shape == (1, 2, 97, 130)
+
+
+@torch.no_grad()
+def test_mmsegmentations_head_sees_its_input_twice() -> None:
+    options = {"convs": 2, "concat_input": True, "channels": 24, "head_dilation": 6, "dropout2d": True}
+    model = create_model("fcn", 3, "test_resnet", **options, aux_channels=10).eval()
+    head = model.classifier
+    assert [layer.dilation[0] for layer in head.convs if isinstance(layer, nn.Conv2d)] == [6, 6]
+    assert head.fuse[0].dilation == (1, 1)  # mmsegmentation dilates the others alone
+    x = torch.randn(1, model.backbone.channels[-1], 9, 13)
+    y = x
+    for layer in head.convs:
+        y = layer(y)
+    expected = head.classifier[1](head.fuse(torch.cat([x, y], dim=1)))
+    torch.testing.assert_close(model.decode([x], (72, 104)), expected)
+    dropouts = [type(module) for module in model.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d))]
+    assert dropouts == [nn.Dropout2d, nn.Dropout2d]
+    assert model.aux_classifier[4].weight.shape == (3, 10, 1, 1)
+
+
+def test_a_head_has_a_convolution() -> None:
+    with pytest.raises(ZooError, match="convs=0: the head of an FCN has at least 1"):
+        create_model("fcn", 2, "test_resnet", convs=0)

@@ -87,8 +87,9 @@ def test_a_dilation_that_is_asked_for_wins() -> None:
 def test_a_backbone_without_such_blocks_keeps_its_own_dilation() -> None:
     model = create_model("pspnet", 2, "convnext_atto")
     assert (model.backbone.strides[-1], model.header["backbone"]["dilation"]) == (8, "previous")
-    with pytest.raises(ZooError, match="convnext_atto has no dilation='full'"):
-        create_model("pspnet", 2, "convnext_atto", backbone_options={"dilation": "full"})
+    for dilation in ("full", "conv1"):
+        with pytest.raises(ZooError, match=f"convnext_atto has no dilation='{dilation}'"):
+            create_model("pspnet", 2, "convnext_atto", backbone_options={"dilation": dilation})
 
 
 @pytest.mark.parametrize(
