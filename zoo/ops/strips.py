@@ -25,9 +25,9 @@ from zoo.ops.argmax import argmax
 
 Reader = Callable[[int, int], Tensor]
 
-# Scores of a strip. On the CPU 8 MiB, which stay in the last-level cache; elsewhere 512 MiB, so that there is one strip
+# Scores of a strip. On the CPU 32 MiB, a last-level cache's worth; elsewhere 512 MiB, so that there is one strip
 # unless that would be a burden. Few rows would be resized over and over along the other axis.
-_SCORES = {"cpu": 1 << 21}
+_SCORES = {"cpu": 1 << 23}
 _SCORES_ELSEWHERE = 1 << 27
 _ROWS = 32
 
