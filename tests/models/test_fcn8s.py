@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from zoo.errors import ZooError
 from zoo.models import create_model, from_header
 from zoo.models.backbone import Backbone, create_backbone
 from zoo.models.fcn8s import bilinear_deconvolution, crop
+from zoo.structures import Batch, Semantic
 
 STAGES = ("fcn32s", "fcn16s", "fcn8s")
 SMALL: dict[str, Any] = {"backbone_options": {"mlp_ratio": 1 / 64}}  # VGG's hidden layers: 64 units, then 4096
 
 
-def narrow_vgg() -> Backbone:
+def narrow_vgg(norm_layer: type[nn.Module] | None = None) -> Backbone:
     """A VGG with all its pools and hidden layers and few channels."""
     channels = [4, 6, 8, 10, 12]
-    model = VGG([part for width in channels for part in (width, "M")], num_classes=0, mlp_ratio=1 / 512)
+    parts = [part for width in channels for part in (width, "M")]
+    model = VGG(parts, num_classes=0, mlp_ratio=1 / 512, norm_layer=norm_layer)
     config = {"name": "vgg", "in_channels": 3, "classifier": True}
     return Backbone(
         "vgg", model, [*channels, 12], [1, 2, 4, 8, 16, 32], mean=[0.5] * 3, std=[0.25] * 3, config=config,
@@ -165,6 +168,28 @@ def test_which_deconvolutions_learn() -> None:
     }  # fmt: skip
     with pytest.raises(ZooError, match=r"^learn_upsampling=True is for padding='caffe'"):
         create_model("fcn8s", 2, "test_resnet", learn_upsampling=True)
+
+
+def test_the_releases_geometry_learns() -> None:
+    """From scores of zero, through frozen deconvolutions: quadrants of four colours."""
+    torch.manual_seed(0)
+    model = create_model("fcn8s", 4, narrow_vgg(nn.BatchNorm2d), dropout=0.1).train()
+    labels = torch.zeros(64, 64, dtype=torch.uint8)
+    labels[:32, 32:], labels[32:, :32], labels[32:, 32:] = 1, 2, 3
+    image = torch.rand(4, 3)[labels.long()].permute(2, 0, 1)
+    batch = Batch.of((image + 0.1 * torch.rand(2, 3, 64, 64)).clamp(0, 1), [Semantic(labels), Semantic(labels)])
+    before = {name: layer.weight.clone() for name, layer in deconvolutions(model).items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(40):
+        loss = sum(model.loss(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(math.log(4), abs=1e-4)
+    assert losses[-1] < 0.35 * losses[0]
+    assert all(torch.equal(layer.weight, before[name]) for name, layer in deconvolutions(model).items())
 
 
 # ---- the other geometry, other backbones

@@ -14,7 +14,7 @@ Two geometries, with the same weights but not the same outputs:
   padding="caffe", the released networks': conv1_1 pads 100 pixels and fc6 none, pools round up, scores are upsampled by
       deconvolutions that begin bilinear, and maps are cropped at fixed offsets. The output equals the input in size.
   padding="same": every convolution keeps the size, scores are resized to the finer map and at last to the image. For
-      any backbone and half the work on small images: the maps have no frame of padding three cells wide.
+      any backbone, and less work: the frame of padding more than doubles the pixels of a 500x375 image.
 
 Training goes in stages, each beginning with the weights of the one before (`zoo.load_weights`, `train.py weights=`):
 VGG16's classifier -> 32s -> 16s -> 8s. New score layers begin at zero, so a stage begins as good as the last one ended.
