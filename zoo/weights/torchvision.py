@@ -30,9 +30,10 @@ MOBILENET: dict[str, Any] = {"name": "mobilenetv3_large_100", "output_stride": 1
 
 def recognizes(state: Mapping[str, Any]) -> bool:
     """Whether the keys are those of a torchvision segmentation model."""
-    return any(key.startswith("classifier.") for key in state) and any(
-        key in state for key in ("backbone.conv1.weight", "backbone.0.0.weight")
-    )
+    heads = [key for key in state if key.startswith("classifier.")]
+    if not heads or any(key.startswith("classifier.classifier.") for key in heads):  # VainF's, with the same ResNets
+        return False
+    return any(key in state for key in ("backbone.conv1.weight", "backbone.0.0.weight"))
 
 
 def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, backbone: str | None = None) -> Recipe:
