@@ -67,8 +67,11 @@ def test_every_model_and_dataset_has_a_card_and_every_card_a_model_or_dataset() 
     assert cards("task") == sorted(TASKS)
 
 
-@pytest.mark.parametrize(("model", "dataset"), [*product(cards("model"), cards("dataset"))])
-def test_every_model_composes_with_every_dataset(model: str, dataset: str) -> None:
+PAIRS = [*((model, "camvid") for model in cards("model")), *(("unet", dataset) for dataset in cards("dataset"))]
+
+
+@pytest.mark.parametrize(("model", "dataset"), PAIRS)
+def test_every_model_and_every_dataset_composes(model: str, dataset: str) -> None:
     config = composed("train", f"model={model}", f"dataset={dataset}", *TINY)
     assert (config["model"]["name"], config["dataset"]["name"]) == (model, dataset)
     assert config["backbone"]["name"] == "test_resnet.r160_in1k"
