@@ -107,7 +107,10 @@ class ASPP(nn.Module):
         self.project = nn.Sequential(*fused, nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
-        *branches, pooled = [branch(x) for branch in self.convs]
+        first, *atrous, pooling = self.convs
+        # Most of a kernel of a high rate lies beyond the map: in this format oneDNN leaves those products out.
+        spread = x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+        branches, pooled = [first(x), *(branch(spread) for branch in atrous)], pooling(x)
         return self.project(torch.cat([*branches, pooled.expand_as(branches[0])], dim=1))
 
 
