@@ -5,16 +5,18 @@
     python benchmarks/prediction.py --full                # 4096x8192, minutes each, 14 GB of free memory
 
 Both networks have the same weights. Every row is a process of its own, one at a time: it builds the model, predicts a
-small image, and then reports by how much its resident memory rose while one image (random, uint8, 19 classes) became
+small image, and then reports by how much its resident memory rose while one image (smooth, uint8, 19 classes) became
 labels. The peer is used as its documentation shows: normalise, forward, argmax over the classes. Prints a Markdown
-table; 1 if the labels differ by more than 1 pixel in 100,000, if ours looks at the whole image and takes more memory
-than the peer (by 2 % and 16 MiB, the noise of the measurement), or if a process with sliding windows takes 6 GiB.
+table; 1 if labels differ where the peer's two best classes are no tie (1e-4 of the scores' spread, to which imported
+weights give the peer's scores), if ours looks at the whole image and takes more memory than the peer (by 2 % and
+16 MiB, the noise of the measurement), or if a process with sliding windows takes 6 GiB.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -29,6 +31,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.transforms import functional
 
 import zoo
@@ -38,6 +41,7 @@ CLASSES = 19
 WINDOW = 1024  # as high as the sums that are held
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LIMIT = 6 * 2**30
+TIE = 1e-4
 PEERS: dict[str, Callable[[], nn.Module]] = {
     "fcn_resnet50": lambda: torchvision.models.segmentation.fcn_resnet50(
         weights=None, weights_backbone=None, num_classes=CLASSES
@@ -64,18 +68,17 @@ def predictor(model: str, how: str) -> Callable[[Tensor], Tensor]:
     """uint8 (3, H, W) -> uint8 labels (H, W)."""
     torch.manual_seed(0)
     peer = PEERS[model]().eval()
-    for layer in peer.modules():
-        if isinstance(layer, nn.BatchNorm2d):  # or an untrained network gives one class for everything
-            nn.init.normal_(layer.running_mean, 0, 0.2)  # type: ignore[arg-type]
-            nn.init.uniform_(layer.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def logits(image: Tensor) -> Tensor:
+        result = peer(functional.normalize(functional.convert_image_dtype(image), MEAN, STD)[None])
+        return result["out"] if isinstance(result, dict) else result
+
+    balance(peer, logits)
     if how == "peer":
-
-        @torch.inference_mode()
-        def predict(image: Tensor) -> Tensor:
-            logits = peer(functional.normalize(functional.convert_image_dtype(image), MEAN, STD)[None])
-            return (logits["out"] if isinstance(logits, dict) else logits).argmax(1)[0].to(torch.uint8)
-
-        return predict
+        return lambda image: logits(image).argmax(1)[0].to(torch.uint8)
+    if how == "gaps":
+        return lambda image: gaps(logits(image)[0])
     # without overlap: what it adds is time
     windows: dict[str, Any] = {"window": WINDOW, "overlap": 0.0} if how == "windows" else {}
     ours = zoo.load(peer.state_dict(), **windows).eval()
@@ -87,10 +90,37 @@ def predictor(model: str, how: str) -> Callable[[Tensor], Tensor]:
     return predict_ours
 
 
+def balance(network: nn.Module, logits: Callable[[Tensor], Tensor]) -> None:
+    """Statistics as after training, and no class before the others: else a new network has one class for everything."""
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+        norm.reset_running_stats()
+    logits(picture((256, 256)))
+    network.eval()
+    last = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.out_channels == CLASSES][-1]
+    assert last.bias is not None  # a classifier has one
+    with torch.no_grad():
+        last.bias -= logits(picture((256, 256))).mean((0, 2, 3))
+
+
+def gaps(scores: Tensor) -> Tensor:
+    """By how much the best class of each pixel is ahead of the second, of the scores' spread: (K, H, W) -> (H, W)."""
+    best = torch.cat([rows.topk(2, 0).values for rows in scores.split(64, 1)], 1)
+    return (best[0] - best[1]) / (scores.max() - scores.min())
+
+
+def picture(size: tuple[int, int]) -> Tensor:
+    """Smooth blobs of colour, uint8 (3, H, W)."""
+    coarse = torch.rand(1, 3, size[0] // 32, size[1] // 32, generator=torch.Generator().manual_seed(0))
+    return (255 * F.interpolate(coarse, size, mode="bilinear")[0]).to(torch.uint8)
+
+
 def measure(model: str, how: str, size: tuple[int, int], labels: Path) -> dict[str, float]:
     """In a process of its own: the rise of memory, all memory and seconds of one image; the labels into a file."""
     predict = predictor(model, how)
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = picture(size)
     predict(image[:, :256, :256])  # libraries allocate when they first run
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before, start = memory("VmRSS"), time.perf_counter()
@@ -104,7 +134,9 @@ def measure(model: str, how: str, size: tuple[int, int], labels: Path) -> dict[s
 def child(model: str, how: str, size: tuple[int, int], labels: Path) -> dict[str, float]:
     """`measure` in a process that starts now and ends here."""
     command = [sys.executable, __file__, "--measure", model, how, f"{size[0]}x{size[1]}", str(labels)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    # freed blocks go back to the system at once: what glibc keeps of them differs from run to run
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
@@ -120,9 +152,17 @@ def compare(model: str, size: tuple[int, int], folder: Path, hows: list[str]) ->
             kept &= ok
         elif how == "whole" and "peer" in reports:
             theirs = reports["peer"]["rise"]
-            wrong = float((np.load(folder / "whole.npy") != np.load(folder / "peer.npy")).mean())
-            ok = report["rise"] <= 1.02 * theirs + 2**24 and wrong <= 1e-5
-            goal = f"{report['rise'] / theirs:.2f} <= 1 of peer, labels differ {wrong:.0e}: {'met' if ok else 'MISSED'}"
+            expected = np.load(folder / "peer.npy")
+            if len(np.unique(expected)) < CLASSES // 2:
+                raise RuntimeError(f"{model} sees {len(np.unique(expected))} classes only: the comparison says nothing")
+            child(model, "gaps", size, folder / "gaps.npy")
+            differ = np.load(folder / "whole.npy") != expected
+            widest = np.load(folder / "gaps.npy")[differ].max(initial=0)
+            ok = report["rise"] <= 1.02 * theirs + 2**24 and widest <= TIE
+            goal = (
+                f"{report['rise'] / theirs:.2f} <= 1 of peer: {'met' if ok else 'MISSED'}; labels differ in "
+                f"{differ.sum()} pixels, where the peer's best classes are within {widest:.0e}"
+            )
             kept &= ok
         rise, seconds = report["rise"] / 2**20, report["seconds"]
         print(f"| {model} | {size[0]}x{size[1]} | {how} | {rise:,.0f} | {seconds:.1f} | {goal} |", flush=True)

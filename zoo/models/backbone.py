@@ -180,7 +180,9 @@ class Backbone(nn.Module):
 def _extract(backbone: Backbone, normalized: Tensor) -> list[Tensor]:
     """What `Backbone.extract` does."""
     height, width = normalized.shape[-2:]
-    x = F.pad(normalized, (0, backbone._missing(width), 0, backbone._missing(height)))
+    x = normalized
+    if backbone.multiple > 1 or backbone.smallest > 1:  # padding by nothing would be a copy
+        x = F.pad(x, (0, backbone._missing(width), 0, backbone._missing(height)))
     features = backbone._features(x)[-len(backbone.strides) :]
     return [
         feature[..., : -(-height // stride), : -(-width // stride)]

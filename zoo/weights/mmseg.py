@@ -62,7 +62,7 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     if count == 1:
         raise ZooError("this head of mmsegmentation has one channel and a threshold: heads with two classes load")
     encoder, stages = _describe_backbone(_part(state, "backbone."), backbone)
-    stages["levels"] = 4 if name == "deeplabv3plus" else 2
+    stages["levels"] = 4 if name == "deeplabv3plus" else 2 if aux else 1
     assumed = _settle(stages, said)
     if said.get("bgr"):
         _flip(encoder, stages)

@@ -111,7 +111,7 @@ def _unet(
 def _deeplabv3(
     state: Mapping[str, Tensor], stages: dict[str, Any], config: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    stages |= {"levels": 2, "output_stride": config.get("encoder_output_stride", 8)}
+    stages |= {"levels": 1, "output_stride": config.get("encoder_output_stride", 8)}
     options = {**_aspp(config), "channels": _weight(state, "decoder.conv.weight").shape[0]}
     options["separable"] = "smp" if "decoder.aspp.convs.1.0.0.weight" in state else None
     places = {"decoder.aspp.": "0.", "decoder.conv.": "1.", "decoder.bn.": "2.", "segmentation_head.0.": "4."}

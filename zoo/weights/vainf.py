@@ -62,7 +62,7 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     options: dict[str, Any] = {"align_corners": False, "dropout": 0.1, "aux_weight": 0.0, "rates": "auto"}
     if plus:
         options |= {"decoder_convs": 1, "separable": "smp" if "classifier.0.body.0.weight" in heads else None}
-    stages |= {"output_stride": 16, "dilation": "previous", "levels": 4 if plus else 2}
+    stages |= {"output_stride": 16, "dilation": "previous", "levels": 4 if plus else 1}
     statistics = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
     assumed = {"output_stride": 16, "dilation": "previous", "align_corners": False, **statistics}
     if count == len(VOC):
