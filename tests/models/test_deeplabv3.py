@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -117,3 +119,24 @@ def test_what_does_not_fit_is_said() -> None:
         create_model("deeplabv3", 2, "test_efficientnet", head="cascaded")
     with pytest.raises(ZooError, match=r"unknown module of test_efficientnet 'blocks.9': did you mean"):
         create_model("deeplabv3", 2, "test_efficientnet", aux_module="blocks.9")
+    with pytest.raises(ZooError, match=r"unknown module of test_efficientnet 'blocks.9': did you mean"):
+        create_model("deeplabv3", 2, "test_efficientnet", aux_module="blocks.9", aux_weight=0)
+
+
+@pytest.mark.parametrize("name", ["deeplabv3", "deeplabv3plus"])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rates": 12}, r"rates=12: give the dilations of one or more branches, such as \[6, 12, 18\], or 'auto'"),
+        ({"rates": "foo"}, "rates='foo': give the dilations"),
+        ({"rates": []}, r"rates=\[\]: give the dilations"),
+        ({"rates": [6, 0]}, r"rates=\[6, 0\]: give the dilations"),
+        ({"rates": [6.5]}, r"rates=\[6.5\]: give the dilations"),
+        ({"project_kernel": 2}, "project_kernel=2: an even kernel shifts the map by half a pixel, use 1 or 3"),
+        ({"dropout": 2}, "dropout=2: give the share of values to drop, from 0 to 1"),
+        ({"classifier_dropout": -0.1}, "classifier_dropout=-0.1: give the share"),
+    ],
+)
+def test_options_that_make_no_aspp_are_said(name: str, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ZooError, match=f"^{sentence}"):
+        create_model(name, 2, "test_resnet", **options)

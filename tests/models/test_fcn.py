@@ -59,3 +59,15 @@ def test_mmsegmentations_head_sees_its_input_twice() -> None:
 def test_a_head_has_a_convolution() -> None:
     with pytest.raises(ZooError, match="convs=0: the head of an FCN has at least 1"):
         create_model("fcn", 2, "test_resnet", convs=0)
+    with pytest.raises(ZooError, match=r"^dropout=2: give the share of values to drop"):
+        create_model("fcn", 2, "test_resnet", dropout=2)
+
+
+@pytest.mark.parametrize("name", ["fcn", "pspnet", "deeplabv3"])
+def test_an_auxiliary_head_wants_a_level_of_its_own(name: str) -> None:
+    options = {"backbone_options": {"levels": 1}}
+    with pytest.raises(
+        ZooError, match=r"before the coarsest, and backbone test_resnet gives 1: .* or take aux_weight=0"
+    ):
+        create_model(name, 2, "test_resnet", **options)
+    assert not create_model(name, 2, "test_resnet", aux_weight=0, **options).auxiliary([])

@@ -28,3 +28,12 @@ def test_blocks_are_padded_before_their_expansion() -> None:
 def test_other_networks_are_refused() -> None:
     with pytest.raises(ZooError, match=r"backbone test_efficientnet has no early_padding: it is for mobilenetv2_\*"):
         create_backbone("test_efficientnet", early_padding=True)
+
+
+@pytest.mark.parametrize("options", [{"levels": 5}, {"coarsest": 16}])
+def test_the_map_at_stride_2_is_refused(options: dict[str, int]) -> None:
+    """Of 68 pixels the stem without padding makes 33."""
+    with pytest.raises(
+        ZooError, match=r"^early_padding leaves the map of .*050 at stride 2 a pixel short.*levels=4 or"
+    ):
+        create_backbone("mobilenetv2_050", early_padding=True, **options)

@@ -111,5 +111,9 @@ def test_the_papers_units() -> None:
 def test_what_makes_no_network_is_said() -> None:
     with pytest.raises(ZooError, match=r"^channels=\[512\]: give two widths"):
         create_model("refinenet", 3, "test_resnet", channels=[512])
+    with pytest.raises(ZooError, match=r"^channels=256: give two widths"):
+        create_model("refinenet", 3, "test_resnet", channels=256)
+    with pytest.raises(ZooError, match=r"^dropout=2: give the share of values to drop"):
+        create_model("refinenet", 3, "test_resnet", dropout=2)
     with pytest.raises(ZooError, match=r"crp_stages=-1: none may be negative"):
         create_model("refinenet", 3, "test_resnet", crp_stages=-1)

@@ -312,3 +312,14 @@ def test_pooled_norm_is_batch_norm_but_for_a_single_value() -> None:
     one = pooled(x[:1])
     assert torch.equal(pooled.running_mean, before)
     assert torch.equal(one, pooled.eval()(x[:1]))
+
+
+@pytest.mark.parametrize("window", [0, -5, [512], [512, 0], (1, 2, 3), "512", 12.5])
+def test_a_window_that_is_none_is_said(window: Any) -> None:
+    with pytest.raises(ZooError, match=r"^window=.*: give the side of a window or its \[height, width\], in pixels"):
+        Toy(window=window)
+
+
+def test_scales_that_are_none_are_said() -> None:
+    with pytest.raises(ZooError, match=r"^scales=1.5: give one or more positive factors"):
+        Toy(scales=1.5)

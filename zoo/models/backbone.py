@@ -275,7 +275,7 @@ def create_backbone(
     if family in VALID_FAMILIES:
         _pad_valid_layers(model)
     if early_padding:
-        pad_early(name, model)
+        pad_early(name, model, levels, coarsest)
     if taps == "transition":
         model.features.norm5.act = nn.Identity()
     plan = partial(Backbone, name, model, (), (), mean=mean, std=std, config=config, taps=taps or "own")
@@ -452,14 +452,14 @@ def _measure(backbone: Backbone, levels: int = 0) -> Backbone:
     backbone.model.eval()
     refusal = "it gives no features"
     for multiple in MULTIPLES:
-        size = _probe_size(multiple)
+        size = probe_size(multiple)
         try:
             features = _probe(backbone, size, levels)
-            strides = [_stride(size, feature) for feature in features]
+            strides = [map_stride(size, feature) for feature in features]
             # A second size, so that none is accepted because one happened to round well, and wide enough to leave
             # tables of relative positions made for 224 pixels.
             wide = size[0] + multiple, size[1] + -(-404 // multiple) * multiple
-            again = [_stride(wide, feature) for feature in _probe(backbone, wide, levels)]
+            again = [map_stride(wide, feature) for feature in _probe(backbone, wide, levels)]
         except Exception as error:  # asserts and shape errors of 90 families: this size does not suit, try the next
             refusal = _brief(error)
             continue
@@ -506,13 +506,13 @@ def _probe(backbone: Backbone, size: Size, levels: int) -> list[Tensor]:
         return backbone._features(backbone.mean.new_zeros(1, backbone.mean.shape[1], *size))[-levels:]
 
 
-def _probe_size(multiple: int) -> Size:
+def probe_size(multiple: int) -> Size:
     """About (67, 101), as odd multiples of `multiple`, so that only what truly divides is accepted."""
     rows, columns = (-(-length // multiple) | 1 for length in (67, 101))
     return rows * multiple, columns * multiple
 
 
-def _stride(size: Size, feature: Tensor) -> int | None:
+def map_stride(size: Size, feature: Tensor) -> int | None:
     """The power of two by which `feature` is coarser than `size`, whichever way it rounds; None if there is none."""
     for stride in (1, 2, 4, 8, 16, 32, 64, 128):
         if all(n // stride <= m <= -(-n // stride) for n, m in zip(size, feature.shape[-2:], strict=True)):

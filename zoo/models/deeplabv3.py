@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
-from zoo.models.layers import ASPP, FCNHead, PixelClassifier, aspp_rates, conv_bn_relu
-from zoo.models.semantic import SemanticModel
-from zoo.models.taps import tap, tapped_channels
+from zoo.models.layers import ASPP, FCNHead, PixelClassifier, aspp_rates, check_shares, conv_bn_relu
+from zoo.models.semantic import SemanticModel, auxiliary_channels
+from zoo.models.taps import extract_with, measure_tap
 from zoo.structures import Class, Size
 
 
@@ -42,7 +42,9 @@ class DeepLabV3(SemanticModel):
     """ASPP, or the cascade of blocks, on dilated features.
 
     Args:
-        head: "aspp", or "cascaded" (the paper's section 3.2) for timm's ResNets and kin (those with a `layer4`).
+        head: "aspp", or "cascaded" (the paper's section 3.2) for timm's ResNets and kin (those with a `layer4`). What
+            belongs to ASPP and the convolution after it has no meaning for a cascade, which ignores it: rates,
+            channels, dropout, project_kernel, separable, post_conv.
         rates: dilations of the 3x3 branches of ASPP, or "auto": (6, 12, 18) * 16 / output stride.
         channels: of every branch, of the projection and of the convolution after it.
         dropout: after ASPP's projection.
@@ -58,7 +60,9 @@ class DeepLabV3(SemanticModel):
             mobilenet_v3_large); None is the level before the coarsest.
         **base: see `SemanticModel`.
 
-    Raises ZooError for an unknown head, and for a cascade on a backbone without residual blocks to copy.
+    Raises ZooError for an unknown head, a cascade on a backbone without residual blocks to copy, rates that are none,
+    an even kernel, dropout beyond [0, 1], an `aux_module` that is none or puts out no map, and for an auxiliary head on
+    a backbone with one level.
     """
 
     natural_backbone = "resnet50"
@@ -86,7 +90,8 @@ class DeepLabV3(SemanticModel):
         if head not in ("aspp", "cascaded"):
             raise ZooError(f"unknown DeepLabV3 head {head!r}: aspp or cascaded")
         self.aux_weight = aux_weight
-        self.aux_module = aux_module
+        check_shares(dropout=dropout, classifier_dropout=classifier_dropout)
+        self.tap = measure_tap(backbone, aux_module) if aux_module else None
         in_channels, count = backbone.channels[-1], len(self.classes)
         if head == "cascaded":
             self.classifier = nn.Sequential(*cascade(backbone), PixelClassifier(in_channels, count, classifier_dropout))
@@ -99,18 +104,16 @@ class DeepLabV3(SemanticModel):
             )
         self.aux_classifier: FCNHead | None = None
         if aux_weight:
-            width = tapped_channels(backbone, aux_module) if aux_module else backbone.channels[-2]
+            width = self.tap.channels if self.tap else auxiliary_channels(backbone)
             self.aux_classifier = FCNHead(
                 width, count, classifier_dropout or 0.1, aux_channels, dropout2d=classifier_dropout > 0
             )
 
     def extract(self, normalized: Tensor) -> list[Tensor]:
         """The backbone's features; before them the output of `aux_module` where one is named."""
-        if self.aux_classifier is None or self.aux_module is None:
+        if self.aux_classifier is None or self.tap is None:
             return super().extract(normalized)
-        with tap(self.backbone, self.aux_module) as outputs:
-            features = super().extract(normalized)
-        return [outputs[0], *features]
+        return extract_with(self.backbone, self.tap, normalized)
 
     def decode(self, features: list[Tensor], size: Size) -> Tensor:
         """Features (B, C, h, w) -> logits (B, K, h, w)."""
@@ -120,7 +123,7 @@ class DeepLabV3(SemanticModel):
         """The FCN head on the level before the coarsest, or on `aux_module`."""
         if self.aux_classifier is None:
             return []
-        return [(self.aux_weight, self.aux_classifier(features[0 if self.aux_module else -2]))]
+        return [(self.aux_weight, self.aux_classifier(features[0 if self.tap else -2]))]
 
 
 def cascade(backbone: Backbone) -> list[nn.Module]:

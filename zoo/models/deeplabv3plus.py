@@ -35,8 +35,17 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
-from zoo.models.layers import ASPP, FCNHead, PixelClassifier, aspp_rates, conv3x3_bn_relu, conv_bn_relu, resize
-from zoo.models.semantic import SemanticModel
+from zoo.models.layers import (
+    ASPP,
+    FCNHead,
+    PixelClassifier,
+    aspp_rates,
+    check_shares,
+    conv3x3_bn_relu,
+    conv_bn_relu,
+    resize,
+)
+from zoo.models.semantic import SemanticModel, auxiliary_channels
 from zoo.structures import Class, Size
 
 
@@ -60,7 +69,8 @@ class DeepLabV3Plus(SemanticModel):
         aux_channels: inside the auxiliary head; None is a quarter of its input's.
         **base: see `SemanticModel`. `align_corners` holds for both resizings.
 
-    Raises ZooError for a backbone without features finer than its coarsest.
+    Raises ZooError for a backbone without features finer than its coarsest, rates that are none, an even kernel, and
+    dropout beyond [0, 1].
     """
 
     natural_backbone = "resnet50"
@@ -86,6 +96,7 @@ class DeepLabV3Plus(SemanticModel):
         **base: Any,
     ) -> None:
         super().__init__(classes, backbone, **base)
+        check_shares(dropout=dropout, classifier_dropout=classifier_dropout)
         self.aux_weight = aux_weight
         self.low_level = fine_level(backbone)
         self.project = nn.Sequential(*conv_bn_relu(backbone.channels[self.low_level], low_channels, kernel=1))
@@ -107,7 +118,7 @@ class DeepLabV3Plus(SemanticModel):
         self.aux_classifier: FCNHead | None = None
         if aux_weight:
             self.aux_classifier = FCNHead(
-                backbone.channels[-2],
+                auxiliary_channels(backbone),
                 len(self.classes),
                 classifier_dropout or 0.1,
                 aux_channels,

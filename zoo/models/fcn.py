@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
-from zoo.models.layers import FCNHead, conv_bn_relu
-from zoo.models.semantic import SemanticModel
+from zoo.models.layers import FCNHead, check_shares, conv_bn_relu
+from zoo.models.semantic import SemanticModel, auxiliary_channels
 from zoo.structures import Class, Size
 
 
@@ -62,7 +62,8 @@ class FCN(SemanticModel):
         aux_channels: in the auxiliary head; None: a quarter of its input's.
         **base: see `SemanticModel`.
 
-    Raises ZooError for a head without convolutions.
+    Raises ZooError for a head without convolutions, dropout beyond [0, 1], and for an auxiliary head on a backbone with
+    one level.
     """
 
     natural_backbone = "resnet50"
@@ -86,6 +87,7 @@ class FCN(SemanticModel):
         super().__init__(classes, backbone, **base)
         if convs < 1:
             raise ZooError(f"convs={convs}: the head of an FCN has at least 1 convolution before its classifier")
+        check_shares(dropout=dropout)
         count = len(self.classes)
         shared: dict[str, Any] = {"dropout": dropout, "dropout2d": dropout2d, "dilation": head_dilation}
         self.aux_weight = aux_weight
@@ -93,7 +95,7 @@ class FCN(SemanticModel):
         self.classifier = head(backbone.channels[-1], count, channels=channels, convs=convs, **shared)
         self.aux_classifier: FCNHead | None = None
         if aux_weight:
-            self.aux_classifier = FCNHead(backbone.channels[-2], count, channels=aux_channels, **shared)
+            self.aux_classifier = FCNHead(auxiliary_channels(backbone), count, channels=aux_channels, **shared)
 
     def decode(self, features: list[Tensor], size: Size) -> Tensor:
         """Features (B, C, h, w) -> logits (B, K, h, w)."""

@@ -76,7 +76,7 @@ class ASPP(nn.Module):
     Args:
         rates: dilations of the 3x3 branches.
         dropout: after the projection.
-        project_kernel: of the projection (mmseg: 3).
+        project_kernel: of the projection (mmseg: 3), odd.
         separable: kind of the 3x3 branches, see `conv3x3_bn_relu`.
     """
 
@@ -90,6 +90,7 @@ class ASPP(nn.Module):
         separable: str | None = None,
     ) -> None:
         super().__init__()
+        check_odd(project_kernel=project_kernel)
         pooled = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Conv2d(in_channels, channels, kernel_size=1, bias=False),
@@ -115,8 +116,15 @@ class ASPP(nn.Module):
 
 
 def aspp_rates(rates: str | Sequence[int], stride: int) -> list[int]:
-    """`rates` as they are, or for "auto" the papers': (6, 12, 18) at stride 16, doubled where the stride is halved."""
-    return [rate * 16 // stride for rate in (6, 12, 18)] if rates == "auto" else [int(rate) for rate in rates]
+    """`rates` as they are, or for "auto" the papers': (6, 12, 18) at stride 16, doubled where the stride is halved.
+
+    Raises ZooError for anything but these.
+    """
+    if rates == "auto":
+        return [rate * 16 // stride for rate in (6, 12, 18)]
+    if not are_positive(rates):
+        raise ZooError(f"rates={rates!r}: give the dilations of one or more branches, such as [6, 12, 18], or 'auto'")
+    return [int(rate) for rate in rates]
 
 
 class PixelClassifier(nn.Conv2d):
@@ -157,6 +165,27 @@ class FCNHead(nn.Sequential):
         layers = [layer for pair in pairwise(widths) for layer in conv_bn_relu(*pair, dilation=dilation)]
         drop = nn.Dropout2d(dropout) if dropout2d else nn.Dropout(dropout)
         super().__init__(*layers, drop, nn.Conv2d(widths[-1], classes, kernel_size=1))
+
+
+def check_odd(**kernels: int) -> None:
+    """Refuses, by its option's name, the size of a kernel that is not odd: it has no middle."""
+    for name, kernel in kernels.items():
+        if kernel < 1 or kernel % 2 == 0:
+            raise ZooError(f"{name}={kernel}: an even kernel shifts the map by half a pixel, use 1 or 3")
+
+
+def check_shares(**shares: float) -> None:
+    """Refuses, by its option's name, a share of values to drop that is none."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ZooError(f"{name}={share}: give the share of values to drop, from 0 to 1, such as 0.1")
+
+
+def are_positive(values: object, count: int | None = None) -> bool:
+    """Whether `values` is a sequence of one or more whole numbers (or `count` of them), each at least 1."""
+    if not isinstance(values, Sequence) or not values or count not in (None, len(values)):
+        return False
+    return all(isinstance(value, int) and value >= 1 for value in values)
 
 
 class _Join(torch.autograd.Function):

@@ -29,7 +29,7 @@ from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
 from zoo.models.layers import conv_bn_relu, resize
 from zoo.models.semantic import SemanticModel
-from zoo.models.taps import tap, tapped_channels
+from zoo.models.taps import extract_with, measure_tap
 from zoo.structures import Class, Size
 
 
@@ -42,7 +42,8 @@ class LRASPP(SemanticModel):
             mobilenet_v3_large); None is its level at stride 8.
         **base: see `SemanticModel`.
 
-    Raises ZooError for a backbone without features at stride 8 or coarser besides the coarsest.
+    Raises ZooError for a backbone without features at stride 8 or coarser besides the coarsest, and for a `low_module`
+    that is none or puts out no map.
     """
 
     natural_backbone = "mobilenetv3_large_100"
@@ -58,7 +59,7 @@ class LRASPP(SemanticModel):
         **base: Any,
     ) -> None:
         super().__init__(classes, backbone, **base)
-        self.low_module = low_module
+        self.tap = measure_tap(backbone, low_module) if low_module else None
         levels = [index for index, stride in enumerate(backbone.strides[:-1]) if stride >= 8]
         if not levels and not low_module:
             raise ZooError(
@@ -66,16 +67,14 @@ class LRASPP(SemanticModel):
                 f"{backbone.strides}: build it with levels=3"
             )
         self.low_level = 0 if low_module else levels[0]
-        low_channels = tapped_channels(backbone, low_module) if low_module else backbone.channels[self.low_level]
+        low_channels = self.tap.channels if self.tap else backbone.channels[self.low_level]
         self.classifier = LRASPPHead(low_channels, backbone.channels[-1], channels, len(self.classes))
 
     def extract(self, normalized: Tensor) -> list[Tensor]:
         """The backbone's features; before them the output of `low_module` where one is named."""
-        if self.low_module is None:
+        if self.tap is None:
             return super().extract(normalized)
-        with tap(self.backbone, self.low_module) as outputs:
-            features = super().extract(normalized)
-        return [outputs[0], *features]
+        return extract_with(self.backbone, self.tap, normalized)
 
     def decode(self, features: list[Tensor], size: Size) -> Tensor:
         """Features, fine to coarse -> logits (B, K, h, w) at the size of the fine ones."""

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
-from zoo.models.layers import BatchNormPooled, FCNHead, conv_bn_relu, resize
-from zoo.models.semantic import SemanticModel
+from zoo.models.layers import BatchNormPooled, FCNHead, are_positive, check_odd, check_shares, conv_bn_relu, resize
+from zoo.models.semantic import SemanticModel, auxiliary_channels
 from zoo.structures import Class, Size
 
 
@@ -80,7 +80,8 @@ class PSPNet(SemanticModel):
         align_corners: in the branches' and the logits' resize.
         **base: see `SemanticModel`.
 
-    Raises ZooError for bins or kernels that make no grid or would shift the map.
+    Raises ZooError for bins or kernels that make no grid or would shift the map, dropout beyond [0, 1], and for an
+    auxiliary head on a backbone with one level.
     """
 
     natural_backbone = "resnet50s"
@@ -104,11 +105,10 @@ class PSPNet(SemanticModel):
         **base: Any,
     ) -> None:
         super().__init__(classes, backbone, align_corners=align_corners, **base)
-        if not bins or min(bins) < 1:
-            raise ZooError(f"bins={list(bins)}: give the sides of one or more grids, such as [1, 2, 3, 6]")
-        for name, kernel in (("fuse_kernel", fuse_kernel), ("classifier_kernel", classifier_kernel)):
-            if kernel < 1 or kernel % 2 == 0:
-                raise ZooError(f"{name}={kernel}: an even kernel shifts the map by half a pixel, use 1 or 3")
+        if not are_positive(bins):
+            raise ZooError(f"bins={bins!r}: give the sides of one or more grids, such as [1, 2, 3, 6]")
+        check_odd(fuse_kernel=fuse_kernel, classifier_kernel=classifier_kernel)
+        check_shares(dropout=dropout)
         in_channels, count = backbone.channels[-1], len(self.classes)
         width = pool_channels or max(1, in_channels // len(bins))
         self.aux_weight = aux_weight
@@ -120,7 +120,7 @@ class PSPNet(SemanticModel):
         )
         self.aux: FCNHead | None = None
         if aux_weight:
-            self.aux = FCNHead(backbone.channels[-2], count, dropout, aux_channels, dropout2d=True)
+            self.aux = FCNHead(auxiliary_channels(backbone), count, dropout, aux_channels, dropout2d=True)
 
     def decode(self, features: list[Tensor], size: Size) -> Tensor:
         """Features (B, C, h, w) -> logits (B, K, h, w)."""

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
-from zoo.models.layers import resize
+from zoo.models.layers import are_positive, check_shares, resize
 from zoo.models.semantic import SemanticModel
 from zoo.structures import Class, Size
 
@@ -74,8 +74,11 @@ class RefineNet(SemanticModel):
         **base: Any,
     ) -> None:
         super().__init__(classes, backbone, **base)
-        if len(channels) != 2 or min(channels) < 1:
-            raise ZooError(f"channels={list(channels)}: give two widths, of the coarsest block and of the others")
+        if not are_positive(channels, count=2):
+            raise ZooError(
+                f"channels={channels!r}: give two widths, of the coarsest block and of the others, such as [512, 256]"
+            )
+        check_shares(dropout=dropout)
         if min(input_units, output_units, crp_stages, final_units or 0) < 0:
             raise ZooError(
                 f"a RefineNet block cannot have input_units={input_units}, output_units={output_units}, "

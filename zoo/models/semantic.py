@@ -15,7 +15,7 @@ from zoo.errors import ZooError
 from zoo.losses import create_loss
 from zoo.models.backbone import Backbone
 from zoo.models.fold import folding
-from zoo.models.layers import join, resize
+from zoo.models.layers import are_positive, join, resize
 from zoo.ops.strips import Strips, WindowMean, average, stored
 from zoo.structures import VOID, Batch, Class, Semantic, Size, as_classes
 
@@ -68,12 +68,15 @@ class SemanticModel(nn.Module):
             raise ZooError(f"a semantic model has 1 to {VOID} classes, not {len(self.classes)}")
         if not 0 <= overlap < 1:
             raise ZooError(f"overlap={overlap}: windows share at least 0 and less than 1 of their size")
-        if not scales or min(scales) <= 0:
-            raise ZooError(f"scales={list(scales)}: give one or more positive factors, such as [0.75, 1.0, 1.25]")
+        if not isinstance(scales, Sequence) or not scales or min(scales) <= 0:
+            raise ZooError(f"scales={scales!r}: give one or more positive factors, such as [0.75, 1.0, 1.25]")
+        sides = (window, window) if isinstance(window, int) else window
+        if sides is not None and not are_positive(sides, count=2):
+            raise ZooError(f"window={window!r}: give the side of a window or its [height, width], in pixels, or null")
         self.backbone = backbone
         self.criterion = create_loss({"cross_entropy": 1.0} if loss is None else loss)
         self.align_corners = align_corners
-        self.window = (window, window) if isinstance(window, int) else window
+        self.window = sides
         self.overlap = overlap
         self.scales = tuple(scales)
         self.flip = flip
@@ -186,6 +189,16 @@ class SemanticModel(nn.Module):
         with folding(self, self.segment, normalized):
             logits = self.decode(self.extract(normalized), size)
         return stored(logits).resized(size, self.align_corners)
+
+
+def auxiliary_channels(backbone: Backbone) -> int:
+    """Channels of what an auxiliary head reads, the level before the coarsest; ZooError where there is none."""
+    if len(backbone.channels) < 2:
+        raise ZooError(
+            f"an auxiliary head reads the level before the coarsest, and backbone {backbone.name} gives "
+            f"{len(backbone.channels)}: build it with levels=2, or take aux_weight=0"
+        )
+    return backbone.channels[-2]
 
 
 def stack_labels(batch: Batch) -> Tensor:
