@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -208,16 +209,26 @@ def test_the_same_size_geometry(name: str, size: tuple[int, int]) -> None:
 
 
 @torch.no_grad()
-def test_one_backbone_serves_both_geometries_in_turn() -> None:
-    """The geometry is the model's: the last one built sets it, and a header brings it back."""
-    backbone = narrow_vgg()
+def test_one_backbone_serves_both_geometries() -> None:
+    """The geometry is the model's: whoever else holds the backbone sees nothing of it."""
+    backbone = narrow_vgg().eval()
     image = torch.rand(1, 3, 50, 40)
-    first = create_model("fcn8s", 2, backbone, padding="same").eval()
-    wanted = first.backbone.extract(image)
-    create_model("fcn8s", 2, backbone)
-    assert first.backbone.extract(image)[-1].shape[-2:] == (2, 2)
-    again = create_model("fcn8s", 2, backbone, padding="same").eval()
-    assert all(torch.equal(a, b) for a, b in zip(again.backbone.extract(image), wanted, strict=True))
+    plain = backbone.extract(image)
+    models, wanted = [], []
+    for padding in ("caffe", "same"):
+        torch.manual_seed(0)
+        alone = create_model("fcn8s", 2, deepcopy(backbone), padding=padding).eval()
+        models.append(create_model("fcn8s", 2, backbone, padding=padding).eval())
+        for layer in scores(alone).values():
+            nn.init.normal_(layer.weight, std=0.1)
+        models[-1].load_state_dict(alone.state_dict())
+        wanted.append(alone(image))
+    for _ in range(2):
+        for model, expected in zip(models, wanted, strict=True):
+            torch.testing.assert_close(model(image), expected)
+    assert wanted[0].std() > 0
+    assert (wanted[0] - wanted[1]).abs().max() > 1e-3
+    assert all(torch.equal(a, b) for a, b in zip(backbone.extract(image), plain, strict=True))
 
 
 @torch.no_grad()

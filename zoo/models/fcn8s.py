@@ -30,7 +30,8 @@ FCN-GoogLeNet, and finer ones are taken as they come; score_fr then begins as co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -39,7 +40,7 @@ from torch.nn import functional as F
 
 from zoo.errors import ZooError
 from zoo.models.backbone import Backbone
-from zoo.models.layers import resize
+from zoo.models.layers import check_shares, resize
 from zoo.models.semantic import SemanticModel
 from zoo.structures import Class, Size
 
@@ -92,11 +93,11 @@ class FCN32s(SemanticModel):
         if len(backbone.strides) < needed:
             raise ZooError(f"this FCN reads {needed} levels, backbone {backbone.name} has {len(backbone.strides)}")
         self.skip_weights = (1.0,) * len(self.skips)
+        check_shares(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         channels = backbone.channels[-1]
         if hidden is not None:
             channels = hidden.fc2.out_channels
-            set_geometry(backbone, self.caffe)
         self.score_fr = nn.Conv2d(channels, len(self.classes), kernel_size=1)
         if hidden is not None:
             zero(self.score_fr)
@@ -108,7 +109,10 @@ class FCN32s(SemanticModel):
 
     def extract(self, normalized: Tensor) -> list[Tensor]:
         """The backbone's features; in the release's geometry of the image in a frame of zeros."""
-        return super().extract(F.pad(normalized, (FRAME,) * 4) if self.caffe else normalized)
+        if not self.caffe:
+            return super().extract(normalized)
+        with rounding_up(self.backbone):
+            return super().extract(F.pad(normalized, (FRAME,) * 4))
 
     def decode(self, features: list[Tensor], size: Size) -> Tensor:
         """Features, fine to coarse -> logits (B, K, h, w); (B, K, *size) in the release's geometry."""
@@ -133,6 +137,8 @@ class FCN32s(SemanticModel):
         hidden = self.backbone.hidden
         if hidden is None:
             return x
+        if not self.caffe:
+            x = F.pad(x, (3,) * 4)  # for fc6, which is 7x7 and does not pad
         for layer in (hidden.fc1, hidden.fc2):  # not hidden(x), which pools maps smaller than 7x7
             x = self.dropout(F.relu(layer(x), inplace=True))
         return x
@@ -148,7 +154,7 @@ class FCN32s(SemanticModel):
             return x
         pool = pools(self.backbone)[-2 - index]
         # A map trimmed to a single cell has nothing to round down to.
-        ceil = pool.ceil_mode or min(x.shape[-2:]) < 2
+        ceil = self.caffe or min(x.shape[-2:]) < 2
         return F.max_pool2d(x, pool.kernel_size, pool.stride, pool.padding, ceil_mode=ceil)
 
 
@@ -209,11 +215,16 @@ class FCN8s(FCN16s):
             self.skip_weights = (0.01, 0.0001)
 
 
-def set_geometry(backbone: Backbone, caffe: bool) -> None:
-    """The release's pools, which round up, and fc6 without padding; or VGG's own, and fc6 that keeps the size."""
+@contextmanager
+def rounding_up(backbone: Backbone) -> Iterator[None]:
+    """Inside, the backbone's pools round up as the release's; others may hold the same backbone and want VGG's own."""
     for pool in pools(backbone):
-        pool.ceil_mode = caffe
-    backbone.hidden.fc1.padding = (0, 0) if caffe else (3, 3)
+        pool.ceil_mode = True
+    try:
+        yield
+    finally:
+        for pool in pools(backbone):
+            pool.ceil_mode = False
 
 
 def pools(backbone: Backbone) -> list[Any]:
