@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatch
+
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -114,6 +118,17 @@ def test_families_with_it_can_be_dilated() -> None:
     assert not has_full_dilation("unet")
 
 
+def test_every_family_with_it_is_named_where_it_is_refused() -> None:
+    with pytest.raises(ZooError) as raised:
+        create_backbone("convnext_atto", output_stride=8, dilation="full")
+    patterns = re.findall(r"\w+\*", str(raised.value))
+    for family in FULL_FAMILIES:
+        assert any(fnmatch(name, pattern) for name in timm.list_models(module=family) for pattern in patterns), family
+    assert all(any(has_full_dilation(name) for name in timm.list_models(pattern)) for pattern in patterns)
+    with pytest.raises(ZooError, match=r"test_efficientnet has no multi_grid: it is for (?!.*efficientnet)"):
+        create_backbone("test_efficientnet", output_stride=8, multi_grid=(1, 2, 4))
+
+
 def test_a_batch_of_one_leaves_the_pooled_statistics_alone() -> None:
     model = create_model("pspnet", 2, "test_resnet").train()
     pooled, finer = model.ppm.features[0][2], model.ppm.features[1][2]
@@ -143,8 +158,10 @@ def test_the_form_of_segmentation_models_pytorch() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"bins": ()}, r"bins=\[\]: give the sides"),
-        ({"bins": (0, 2)}, r"bins=\[0, 2\]: give the sides"),
+        ({"bins": ()}, r"bins=\(\): give the sides"),
+        ({"bins": (0, 2)}, r"bins=\(0, 2\): give the sides"),
+        ({"bins": 6}, "bins=6: give the sides"),
+        ({"dropout": 1.5}, "dropout=1.5: give the share of values to drop"),
         ({"fuse_kernel": 2}, "fuse_kernel=2: an even kernel"),
         ({"classifier_kernel": 0}, "classifier_kernel=0: an even kernel"),
     ],

@@ -43,6 +43,9 @@ def dilate_densenet(model: Any, output_stride: int) -> None:
             _set_dilation(layer, rate)
 
 
+# What has dilation='full' besides ResNets and their kin.
+FULL_OTHERS = "efficientnet*, mobilenetv2*, mobilenetv3*, hardcorenas*"
+
 CONVERTERS: dict[str, Callable[[Any, int], None]] = {"vgg": dilate_vgg, "densenet": dilate_densenet}
 
 
@@ -72,8 +75,10 @@ def dilate_first_blocks(
             if rate > 1:
                 _set_dilation(stage, rate)
     else:
-        what = "dilation='full'" if multi_grid is None else "multi_grid"
-        raise ZooError(f"backbone {name} has no {what}: it is for resnet*, resnext*, resnest* and res2net*")
+        what, others = ("multi_grid", "") if multi_grid is not None else ("dilation='full'", f", {FULL_OTHERS}")
+        raise ZooError(
+            f"backbone {name} has no {what}: it is for resnet*, resnext*, resnest*, res2net*, skresnet*{others}"
+        )
 
 
 def dilate_first_convolutions(name: str, model: Any) -> None:
