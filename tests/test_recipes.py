@@ -28,7 +28,7 @@ from zoo.structures import Batch, Sample, Semantic
 
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Backbones that take the same settings and are built faster.
-SMALLER = {"vgg16": "test_resnet", "resnet101": "resnet50"}
+SMALLER = {"vgg16": "test_resnet", "resnet101.tv_in1k": "resnet50"}
 FREE = ("model.loss", "dataset.transform.extra")  # mappings whose keys are names of losses and of pixel transforms
 
 
@@ -125,6 +125,12 @@ def test_what_is_set_is_taken(name: str) -> None:
     with torch.no_grad():
         losses = model.train().loss(Batch.collate([sample]))
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_voc", "refinenet_voc"])
+def test_a_recipe_says_which_weights_of_resnet101_it_begins_with(name: str) -> None:
+    """timm's default tag is another training, and may change."""
+    assert composed(f"experiment={name}")["backbone"]["name"] == "resnet101.tv_in1k"
 
 
 def test_the_rates_of_a_recipe_reach_their_parameters() -> None:
