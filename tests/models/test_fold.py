@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from peers import assert_equal, randomized
+from timm.models import FeatureHooks
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
@@ -154,6 +159,190 @@ def test_outputs_that_others_read_are_not_folded() -> None:
     assert count.norms == 3
 
 
+class BatchStatistics(nn.BatchNorm2d):
+    """Uses the batch's statistics in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps)
+
+
+class OtherEps(nn.BatchNorm2d):
+    """Does not use its own epsilon."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=0.1)
+
+
+@pytest.mark.parametrize("norm", [BatchStatistics, OtherEps])
+def test_norms_that_do_something_else_are_not_folded(norm: type[nn.BatchNorm2d]) -> None:
+    # On the corner that is looked at there are 64 pixels, on the image more than the 144 values of each filter.
+    model = net(nn.Conv2d(3, 16, 1, stride=8), nn.Conv2d(16, 8, 3, padding=1), norm(8))
+    images = torch.randn(1, 3, 256, 256)
+    output, count = computed(model, images)
+    assert_equal(output, model(images))
+    assert _SEEN[model][1] == []
+    assert count.norms == 1
+
+
+class Between(nn.Module):
+    """Changes what the convolution gives before the norm reads it."""
+
+    def __init__(self, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.first, self.conv, self.norm = (
+            nn.Conv2d(3, 16, 1, stride=8),
+            nn.Conv2d(16, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+        )
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.first(x))
+        assert x.ndim == len(x.shape) == x.dim()  # questions are no changes
+        self.change(x)
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "pairs"),
+    [
+        (lambda x: x[..., :4].zero_(), 0),
+        (Tensor.neg_, 0),
+        (lambda x: x.__setitem__((..., slice(4)), 0), 0),
+        (lambda x: np.negative(x.numpy(), out=x.numpy()), 0),
+        (lambda x: None, 1),
+    ],
+)
+def test_outputs_that_are_changed_are_not_folded(change: Callable[[Tensor], object], pairs: int) -> None:
+    model = randomized(Between(change))
+    images = torch.randn(1, 3, 256, 256)
+    output, count = computed(model, images)
+    assert_equal(output, model(images))
+    found = _SEEN[model][1]
+    assert found is not None
+    assert (len(found), count.norms) == (pairs, 1 - pairs)
+
+
+def test_an_output_that_is_changed_later_is_said() -> None:
+    model = randomized(Between(lambda x: None))
+    images = torch.randn(1, 3, 256, 256)
+    computed(model, images)
+    model.change = Tensor.neg_
+    with pytest.raises(ZooError, match="between a convolution and its batch norm"):
+        computed(model, images)
+
+
+class Doubling(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_weights_that_are_made_in_the_forward_are_left_alone() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 20, 20)
+    with torch.enable_grad():
+        parametrize.register_parametrization(model[0], "weight", Doubling())
+        parametrize.register_parametrization(model[3], "bias", Doubling())
+    for _ in range(3):
+        with parametrize.cached():  # the same tensor for as long as this lasts
+            output, count = computed(model, images)
+            assert_equal(output, model(images))
+        assert count.norms == 2
+    assert _SEEN[model][1] == []
+
+
+def test_pruned_layers_are_left_alone_until_it_is_permanent() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 20, 20)
+    computed(model, images)
+    prune.random_unstructured(model[0], "weight", 0.3)
+    for norms in (1, 1, 0):
+        if norms == 0:
+            prune.remove(model[0], "weight")
+        output, count = computed(model, images)
+        assert_equal(output, model(images))
+        assert count.norms == norms
+
+
+def test_a_model_that_needs_more_pixels_predicts() -> None:
+    model = net(nn.Conv2d(3, 8, 3, stride=16), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 5))  # 64 pixels become 4
+    images = torch.randn(1, 3, 160, 160)
+    assert_equal(computed(model, images)[0], model(images))
+
+
+def test_one_small_image_and_one_that_overflows_say_nothing_of_the_next() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 20, 20)
+    with pytest.raises(RuntimeError):
+        computed(model, images[..., :2])
+    assert computed(model, images * float("inf"))[1].norms == 1
+    assert computed(model, images)[1].norms == 0
+
+
+def test_models_are_not_kept_alive() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    model[0].__dict__["whole"] = model  # a child that knows its parent
+    computed(model, torch.randn(1, 3, 20, 20))
+    assert _SEEN[model][1]
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_off_under_autocast() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 20, 20)
+    for known in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert computed(model, images)[1].norms == 1
+        assert (model in _SEEN) == known
+        assert computed(model, images)[1].norms == 0
+
+
+def test_hooks_see_the_images_that_are_predicted_and_no_others() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 80, 80)
+    seen: list[tuple[int, ...]] = []
+    for register in (
+        model[1].register_forward_hook,
+        model[1].register_forward_pre_hook,
+        nn.modules.module.register_module_forward_pre_hook,
+    ):
+        with register(lambda module, inputs, *_: seen.append(inputs[0].shape)), folding(model, model, images):
+            model(images)
+    assert set(seen) == {(1, 8, 78, 78), (1, 3, 80, 80)}
+    assert computed(model, images)[1].norms == 0
+
+
+def test_timms_hooks_are_no_obstacle() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    FeatureHooks(["1"], model.named_modules())  # as in xception65
+    assert computed(model, torch.randn(1, 3, 20, 20))[1].norms == 0
+
+
+def test_a_norm_without_bias_is_folded() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    model[1].bias = None
+    images = torch.randn(1, 3, 20, 20)
+    output, count = computed(model, images)
+    assert_equal(output, model(images))
+    assert count.norms == 0
+
+
+def test_norms_without_statistics_are_left_out() -> None:
+    model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    images = torch.randn(1, 3, 20, 20)
+    assert computed(model, images)[1].norms == 0
+    statistics = model[1].running_mean, model[1].running_var
+    model[1].running_mean = model[1].running_var = None
+    output, count = computed(model, images)
+    assert_equal(output, model(images))
+    assert count.norms == 1
+    model[1].running_mean, model[1].running_var = statistics
+    assert computed(model, images)[1].norms == 0
+
+
 class Viewing(nn.Module):
     """Needs planes, as some backbones do."""
 
@@ -198,7 +387,7 @@ def test_off_where_gradients_are_recorded_in_half_precision_and_compiled() -> No
     compiled = copy.deepcopy(model)
     compiled[0].compile(backend="eager")
     assert not _applies(compiled)
-    backbone = create_backbone("test_resnet")
+    backbone = create_backbone("test_resnet").eval()
     assert _applies(backbone)
     backbone.compile(backend="eager")
     assert not _applies(backbone)
