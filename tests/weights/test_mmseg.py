@@ -11,6 +11,7 @@ from torch import Tensor
 
 import zoo
 from zoo.errors import ZooError
+from zoo.models.semantic import window_starts
 from zoo.weights import mmseg
 from zoo.weights.recipe import Recipe
 
@@ -165,6 +166,85 @@ def test_a_config_is_never_run(tmp_path: Path) -> None:
     for text in (f"open({str(mark)!r}, 'w')", f"model = dict(a=open({str(mark)!r}, 'w'))", "model = dict(", "\0"):
         assert mmseg.recipe(described(golden.shapes("mmseg_fcn50")), {"config": text}).options["aux_weight"] == 0.4
     assert not mark.exists()
+
+
+def test_windows_are_read() -> None:
+    """crop and stride -> window and overlap, which give the same stride again; None where no overlap does."""
+    state = described(golden.shapes("mmseg_fcn50"))
+    for crop, stride in (((769, 769), (513, 513)), ((512, 1024), (341, 683)), ((512, 512), (512, 512))):
+        said = f"test_cfg=dict(mode='slide', crop_size={crop}, stride={stride}), backbone="
+        found = mmseg.recipe(state, {"config": CONFIG.replace("backbone=", said)})
+        assert found.options["window"] == list(crop)
+        assert found.assumed == {}
+        for size, step in zip(crop, stride, strict=True):
+            starts = window_starts(4 * size, size, found.options["overlap"])
+            assert starts[1] == step
+    said = "test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(256, 512)), backbone="
+    found = mmseg.recipe(state, {"config": CONFIG.replace("backbone=", said)})
+    assert (found.options["window"], "overlap" in found.options) == ([512, 512], False)
+    assert found.assumed == {"test_cfg.stride": "not read"}
+    whole = mmseg.recipe(state, {"config": CONFIG.replace("backbone=", "test_cfg=dict(mode='whole'), backbone=")})
+    assert "window" not in whole.options
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "setting"),
+    [
+        ("dilations=(1, 1, 1, 2)", "dilations=rates", "backbone.dilations"),
+        ("dilation=6", "dilation=6, dilations=(1, rate, 24)", "decode_head.dilations"),
+        ("auxiliary_head=dict(type='FCNHead', ", "auxiliary_head=[dict(), dict()], other=dict(", "auxiliary_head"),
+    ],
+)
+def test_what_is_not_read_is_said(old: str, new: str, setting: str) -> None:
+    assert old in CONFIG
+    found = mmseg.recipe(described(golden.shapes("mmseg_fcn50")), {"config": CONFIG.replace(old, new)})
+    assert found.assumed[setting] == "not read"
+
+
+def test_a_list_of_one_auxiliary_head() -> None:
+    shapes = {key.replace("auxiliary_head.", "auxiliary_head.0."): s for key, s in golden.shapes("mmseg_fcn50").items()}
+    text = CONFIG.replace("auxiliary_head=dict(", "auxiliary_head=[dict(").replace("=0.25))", "=0.25))]")
+    found = mmseg.recipe(described(shapes), {"config": text})
+    assert (found.options["aux_weight"], found.assumed) == (0.25, {})
+    assert fits(found)
+
+
+def test_strides_or_dilations_alone() -> None:
+    """The other has mmsegmentation's default."""
+    state = described(golden.shapes("mmseg_fcn50"))
+    plain = CONFIG.replace("dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1)", "dilations=(1, 1, 1, 1)")
+    assert mmseg.recipe(state, {"config": plain}).backbone["output_stride"] == 32
+    for left in ("dilations=(1, 1, 1, 2)", "strides=(1, 2, 2, 1)"):
+        text = CONFIG.replace("dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1)", left)
+        with pytest.raises(ZooError, match="here a stage that keeps its stride doubles its dilation"):
+            mmseg.recipe(state, {"config": text})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("dilations=(1, 1, 1, 2)", "dilations=12"),
+        ("strides=(1, 2, 2, 1)", "strides='1221'"),
+        ("dilation=6", "dilations=12"),
+        ("dilation=6", "pool_scales=6"),
+        ("dropout_ratio=0.2", "dropout_ratio='much'"),
+        ("mean=[51.0, 102.0, 153.0]", "mean=51.0"),
+        ("loss_weight=0.25", "loss_weight=[0.25]"),
+        ("style='pytorch'", "multi_grid=4"),
+        ("strides=(1, 2, 2, 1)", "strides=(0, 2, 2, 1)"),
+        ("backbone=", "test_cfg=dict(mode='slide', crop_size=512, stride=341), backbone="),
+    ],
+)
+def test_values_of_another_kind_are_one_sentence(old: str, new: str) -> None:
+    assert old in CONFIG
+    with pytest.raises(ZooError, match="of mmsegmentation") as error:
+        mmseg.recipe(described(golden.shapes("mmseg_fcn50")), {"config": CONFIG.replace(old, new)})
+    assert "\n" not in str(error.value)
+
+
+def test_a_tag_does_not_hide_basic_blocks() -> None:
+    state = described(golden.shapes("mmseg_pspnet18"))
+    assert mmseg.recipe(state, None, "resnet18.a1_in1k").backbone["dilation"] == "conv1"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ before, the rates of ASPP (12, 24, 36), the weight of the auxiliary loss (0.4). 
 the names of the classes beside the weights: what these say is taken from there, and the rest is assumed.
 
 Its concatenations begin with the pooled branch in ASPP, where ours end with it. Its loss is the mean over all pixels,
-void ones included, ours over those that count.
+void ones included, ours over those that count. Windows that a config asks for are taken over; where they overlap it
+averages logits, and ours probabilities.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ PARTS = {
 }
 LOADABLE = "its FCN, PSPNet, DeepLabV3 and DeepLabV3+ load"
 BASIC = ("resnet18", "resnet34")  # of their blocks mmsegmentation dilates the first convolution alone
+BASE = ("align_corners", "window", "overlap")  # what a config says for any model
 STEM = {"0": "conv1.0", "1": "conv1.1", "3": "conv1.3", "4": "conv1.4", "6": "conv1.6", "7": "bn1"}
 # Inside a ConvModule and a DepthwiseSeparableConvModule -> places in our nn.Sequential.
 CONV = {"conv": 0, "bn": 1}
@@ -57,6 +59,8 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     """
     said = read_config(config or {})
     head, aux = _part(state, "decode_head."), _part(state, "auxiliary_head.")
+    if aux and all(key.startswith("0.") for key in aux):  # a list of one
+        aux = _part(aux, "0.")
     name = _find_model(head)
     count = head["conv_seg.weight"].shape[0]
     if count == 1:
@@ -72,9 +76,10 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         raise ZooError(
             f"this {name} of mmsegmentation lacks decode_head.{error.args[0]}: is the file whole?"
         ) from error
-    options["align_corners"] = said.get("align_corners", False)
+    options |= {"align_corners": False} | {key: said[key] for key in BASE if key in said}
     weights = _moved(head, moves) | _auxiliary(aux, "aux" if name == "pspnet" else "aux_classifier", options, said)
     assumed |= {key: options[key] for key in ("align_corners", "rates", "bins") if key in options and key not in said}
+    assumed |= dict.fromkeys(said.get("unread", ()), "not read")
     if aux and not options["aux_weight"]:
         assumed["auxiliary_head"] = "left out"
     classes = _classes(config or {}, count)
@@ -93,7 +98,7 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
 
 def _settle(stages: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     """Puts what the config says, or else the conventions, into `stages`; returns the conventions that it used."""
-    basic = stages["name"] in BASIC
+    basic = stages["name"].partition(".")[0] in BASIC  # without the tag of timm's weights
     if basic and said.get("dilation") == "full":
         raise ZooError(f"this {stages['name']} of mmsegmentation lacks contract_dilation, for which there is none here")
     conventions = {
