@@ -30,8 +30,11 @@ MOBILENET_STEM = "low_level_features.0.0.weight"
 
 def recognizes(state: Mapping[str, Any]) -> bool:
     """Whether the keys are those of a model of VainF's."""
-    return any(key.startswith("classifier.classifier.") for key in state) and any(
-        key.startswith("backbone.") for key in state
+    # A head of ours may have a part called classifier as well; the encoder then is below `backbone.model.`.
+    return (
+        any(key.startswith("classifier.classifier.") for key in state)
+        and any(key.startswith("backbone.") for key in state)
+        and not any(key.startswith("backbone.model.") for key in state)
     )
 
 
@@ -82,12 +85,26 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
 
 
 def _mobilenet(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's names of its MobileNetV2's weights: the two list the same tensors in the same order."""
+    """timm's names of its MobileNetV2's weights: the same layers, in the order of the numbers in its names.
+
+    The order of the file does not count (safetensors sorts by name), nor whether it has the counts of batches.
+    """
     with torch.random.fork_rng(devices=[]):
-        ours = create_backbone(**MOBILENET).model.state_dict()
-    if len(ours) != len(encoder):
-        raise ZooError(f"this MobileNetV2 of VainF's has {len(encoder)} tensors, not {len(ours)}: is the file whole?")
-    return dict(zip(ours, encoder.values(), strict=True))
+        ours = list(dict.fromkeys(_layer(key) for key in create_backbone(**MOBILENET).model.state_dict()))
+    theirs = sorted({_layer(key) for key in encoder}, key=_numbers)
+    if len(ours) != len(theirs):
+        raise ZooError(f"this MobileNetV2 of VainF's has {len(theirs)} layers, not {len(ours)}: is the file whole?")
+    names = dict(zip(theirs, ours, strict=True))
+    return {f"{names[_layer(key)]}.{key.rpartition('.')[2]}": value for key, value in encoder.items()}
+
+
+def _layer(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _numbers(layer: str) -> list[int]:
+    """`high_level_features.4.conv.1.0` -> [4, 1, 0]: blocks are numbered through low-level and high-level features."""
+    return [int(part) for part in layer.split(".") if part.isdecimal()]
 
 
 def _plus_head(heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
