@@ -18,6 +18,7 @@ from zoo import checkpoint
 from zoo.errors import ZooError
 from zoo.weights import drsleep, mmseg, ours, semseg, smp, torchvision, vainf, wkentaro
 from zoo.weights.catalogue import Weights
+from zoo.weights.differences import differences
 from zoo.weights.download import locate
 from zoo.weights.fitting import fit_state, head_keys, stage_keys
 from zoo.weights.recipe import Recipe
@@ -70,23 +71,32 @@ def load_weights(model: Any, weights: str | Path | Weights | Mapping[str, Any], 
         weights: as in `load`, or a bare state dict of such a model.
         skip_head: leave alone what depends on the number of classes.
 
-    Foreign weights bring their mean and std. Where the model is set up otherwise than their source is (dilation,
-    align_corners, ...), that is printed: such a model has the weights, not the predictions.
+    Weights bring their mean and std. Where the model is set up otherwise than theirs is (dilation, align_corners, ...),
+    that is printed: such a model has the weights, not the predictions. A bare state dict of ours says none of this.
 
     A model that is trained in stages (FCN-16s after FCN-32s, FCN-8s after FCN-16s) takes its predecessor's weights too:
     what both have is copied, what is new stays as it was built, and that is printed.
 
     Raises:
-        ZooError: a table of every key that is missing, unexpected or of another shape; `model` is as it was.
+        ZooError: a table of every key that is missing, unexpected or of another shape; a predecessor of another
+            geometry; `skip_head` or a stage for a model that `create_model` did not build. `model` is as it was.
     """
     content, config, where = _open(weights)
     skip = head_keys(model) if skip_head else set()
-    if _source(content) is None and set(content) & set(model.state_dict()):
+    own = model.state_dict().keys()
+    if content.keys() == own or (_source(content) is None and content.keys() & own):
         fit_state(model, content, where, skip)
         return
     found = _recipe(content, config, model.backbone.name, where)
     staged = found.name == getattr(model, "predecessor", None)
     new, gone = stage_keys(model) if staged else (set(), set())
+    lacking = sorted(gone - found.state.keys())
+    if lacking:
+        raise ZooError(
+            f"the {found.name} in {where} was built otherwise than this {model.header['name']} has it, and has no "
+            f"{lacking[0]}: build both with the same padding"
+        )
+    others = differences(model, found)
     fit_state(model, found.state, where, skip | new | gone)
     if staged:
         _print_stage(model, new, found, where)
@@ -94,9 +104,9 @@ def load_weights(model: Any, weights: str | Path | Weights | Mapping[str, Any], 
     backbone = found.backbone
     if "mean" in backbone and len(backbone["mean"]) == len(model.backbone.config["mean"]):
         model.backbone.set_statistics(backbone["mean"], backbone["std"])
-        model.header["backbone"] |= {"mean": backbone["mean"], "std": backbone["std"]}
-    if found.source != "zoo":
-        _print_differences(model, found, where)
+    if others:
+        listed = ", ".join(f"{key}={their} (here {here})" for key, (their, here) in others.items())
+        print(f"{where}: {found.source}'s {found.name} has {listed}", file=sys.stderr)
 
 
 def build(file: Mapping[str, Any]) -> Any:
@@ -147,9 +157,11 @@ def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _source(content: Mapping[str, Any]) -> str | None:
-    """Whose layout this is: "zoo" for files of ours, a name in SOURCES, or None."""
+    """Whose layout this is: "zoo" for files of ours, a name in SOURCES, or None; None for our bare state dicts too."""
     if ours.recognizes(content):
         return "zoo"
+    if any(key.startswith("backbone.model.") for key in content):  # a bare state dict of a model of ours
+        return None
     return next((name for name, source in SOURCES.items() if source.recognizes(content)), None)
 
 
@@ -172,11 +184,3 @@ def _print_stage(model: Any, new: set[str], found: Recipe, where: str) -> None:
     zero = {layer: not any(state[key].any() for key in new if key.startswith(f"{layer}.")) for layer in layers}
     listed = ", ".join(f"{layer} (zero)" if zero[layer] else layer for layer in layers)
     print(f"{where}: {found.name}'s weights begin this {model.header['name']}; new are {listed}", file=sys.stderr)
-
-
-def _print_differences(model: Any, found: Recipe, where: str) -> None:
-    mine = {**model.backbone.config, **getattr(model, "header", {}).get("options", {})}
-    theirs = {key: value for key, value in found.assumed.items() if key in mine and mine[key] != value}
-    if theirs:
-        listed = ", ".join(f"{key}={value} (here {mine[key]})" for key, value in theirs.items())
-        print(f"{where}: {found.source}'s {found.name} has {listed}", file=sys.stderr)

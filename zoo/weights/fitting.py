@@ -38,14 +38,19 @@ def fit_state(model: Any, state: Mapping[str, Tensor], source: str, skip: Collec
 
 
 def head_keys(model: Any) -> set[str]:
-    """The keys of `model` whose shape depends on the number of classes, told from a twin with another number."""
+    """The keys of `model` whose shape depends on the number of classes, told from a twin with another number.
+
+    Raises:
+        ZooError: a model without a header.
+    """
+    header = _header(model, "skip_head=True")
     count = len(model.classes)
     with torch.random.fork_rng(devices=[]):
         twin = create_model(
-            model.header["name"],
+            header["name"],
             count + 1 if count < VOID else count - 1,
             model.backbone,
-            **model.header["options"],
+            **header["options"],
         )
     others = twin.state_dict()
     return {key for key, value in model.state_dict().items() if others[key].shape != value.shape}
@@ -55,13 +60,26 @@ def stage_keys(model: Any) -> tuple[set[str], set[str]]:
     """What training in stages begins anew: the keys `model` has and its predecessor lacks, and the reverse.
 
     The predecessor is the model its class names, built with the options they share.
+
+    Raises:
+        ZooError: a model without a header.
     """
+    header = _header(model, f"beginning with the weights of {model.predecessor}")
     known = model_options(model.predecessor)
-    options = {key: value for key, value in model.header["options"].items() if key in known}
+    options = {key: value for key, value in header["options"].items() if key in known}
     with torch.random.fork_rng(devices=[]):
         twin = create_model(model.predecessor, model.classes, model.backbone, **options)
     own, others = model.state_dict().keys(), twin.state_dict().keys()
     return set(own - others), set(others - own)
+
+
+def _header(model: Any, wish: str) -> Any:
+    if not hasattr(model, "header"):
+        raise ZooError(
+            f"{wish} takes a twin of the model, and this {type(model).__name__} does not say how it was built: build "
+            "it with zoo.create_model"
+        )
+    return model.header
 
 
 def _table(model: Any, rows: list[tuple[str, str, str]], total: int, source: str) -> str:
