@@ -253,7 +253,10 @@ def test_test_size_is_what_the_network_sees() -> None:
             seen.append(tuple(features[-1].shape[-2:]))
             return super().decode(features, size)
 
-    prediction = Watched(test_size=24).predict(Batch.of(images(1, 12, 20)))[0]
+    model = Watched(test_size=24)
+    model.predict(Batch.of(images(1, 12, 20)))  # the first time, a corner is looked at too: see fold.py
+    seen.clear()
+    prediction = model.predict(Batch.of(images(1, 12, 20)))[0]
     assert seen == [(24, 40)]
     assert prediction.size == (12, 20)
 
@@ -267,7 +270,10 @@ def test_images_of_one_size_share_a_forward_pass() -> None:
             return super().decode(features, size)
 
     parts = [images(1, 8, 9)[0], images(1, 6, 6)[0], images(1, 8, 9)[0]]
-    predictions = Watched().predict(Batch.of(parts))
+    model = Watched()
+    model.predict(Batch.of(parts[:1]))  # the first time, a corner is looked at too: see fold.py
+    seen.clear()
+    predictions = model.predict(Batch.of(parts))
     assert sorted(seen) == [(1, 3, 6, 6), (2, 3, 8, 9)]
     assert [p.size for p in predictions] == [(8, 9), (6, 6), (8, 9)]
 

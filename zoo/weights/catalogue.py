@@ -280,9 +280,9 @@ _HEAD = """<!-- Made by `python -m zoo.weights --markdown`; a test compares the 
 # Public weights
 
 ```python
-zoo.list_weights("deeplabv3*")                              # rows: name, licence, score, ...
-model = zoo.load("deeplabv3-resnet50-coco-torchvision")     # fetched once, then from the cache
-model = zoo.load("hf://owner/name")                         # config.json and model.safetensors of a Hub repository
+zoo.list_weights("deeplabv3*")  # rows: name, licence, score, ...
+model = zoo.load("deeplabv3-resnet50-coco-torchvision")  # fetched once, then from the cache
+model = zoo.load("hf://owner/name")  # config.json and model.safetensors of a Hub repository
 model = zoo.load("hf://owner/name@revision/file.safetensors")
 model = zoo.load("https://example.org/weights.pth")
 zoo.load_weights(model, "fcn-resnet50-coco-torchvision", skip_head=True)
