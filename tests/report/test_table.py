@@ -162,3 +162,13 @@ def test_a_narrow_terminal_drops_columns_not_letters(tmp_path: Path, width: int)
     heading = next(line for line in lines if line.strip().startswith("model"))
     assert ("train s" in heading) == ("Left out" not in text.getvalue()) == (width >= 120)
     assert "unet resnet18: failed: CUDA out of memory" in text.getvalue()
+
+
+def test_where_the_folder_is_sets_no_runs_apart(tmp_path: Path) -> None:
+    paths = [
+        run(tmp_path / str(seed), "unet", 0.5, seed=seed, overrides=["model=unet", f"runs=somewhere/{seed}"])
+        for seed in (0, 1)
+    ]
+    (table,) = tabulate(collect(paths))
+    assert len(table.rows) == 1
+    assert "overrides" not in to_markdown(table)

@@ -56,8 +56,8 @@ class Row:
 
     @property
     def overrides(self) -> set[str]:
-        """What was set on the command line, but for what other columns show."""
-        shown = ("model=", "backbone=", "seed=")
+        """What was set on the command line, but for what other columns show and where the folder is."""
+        shown = ("model=", "backbone=", "seed=", "runs=")
         return {text for text in self.runs[0].get("overrides", []) if not text.lstrip("+").startswith(shown)}
 
     @property
@@ -235,7 +235,7 @@ def _home(run: dict[str, Any], complete: Sequence[dict[str, Any]]) -> str:
 
 def _recipe(run: dict[str, Any]) -> str:
     """What makes two runs the same but for the seed."""
-    overrides = [text for text in run.get("overrides", []) if not text.lstrip("+").startswith("seed=")]
+    overrides = [text for text in run.get("overrides", []) if not text.lstrip("+").startswith(("seed=", "runs="))]
     return repr((run.get("model"), run.get("backbone"), sorted(overrides), run.get("seed") is None and run["folder"]))
 
 
