@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zoo.errors import ZooError, unknown
 from zoo.ops.borders import border_weights
+from zoo.ops.cross_entropy import resized_cross_entropy
 from zoo.structures import VOID
 
 Weights = Sequence[float] | Tensor
@@ -35,8 +36,12 @@ def cross_entropy(
     reduction: str = "valid",
     class_weights: Weights | None = None,
     label_smoothing: float = 0.0,
+    align_corners: bool = False,
 ) -> Tensor:
     """- w[y] log softmax(logits)[y], reduced to a scalar.
+
+    Logits (B,K,h,w) of another size than the labels are resized, bilinear and with `align_corners` as in torch, without
+    all classes at full size: `zoo.ops.cross_entropy`, whose gradient has no derivative of its own.
 
     `reduction` divides the sum over labelled pixels by: "valid", the sum of their weights (without weights their
     number), which is torch's mean; "all_pixels", the number of all pixels with void ones, which is mmsegmentation's
@@ -44,8 +49,8 @@ def cross_entropy(
     floats. `label_smoothing` in [0, 1) as in torch.
     """
     weights = _weights(class_weights, logits)
-    losses = _per_pixel(logits, labels, weights, label_smoothing)
-    return _reduce(losses, labels, reduction, weights)
+    total = resized_cross_entropy(logits, labels, VOID, align_corners, weights, label_smoothing)
+    return total / _divisor(labels, reduction, weights)
 
 
 def border_cross_entropy(
@@ -185,27 +190,25 @@ def _precise(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _per_pixel(logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def _per_pixel(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every pixel (B,H,W), 0 on void. Reduced elsewhere: that kernel is not deterministic on CUDA."""
-    return F.cross_entropy(
-        _precise(logits),
-        labels.long(),
-        weights,
-        ignore_index=VOID,
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
+    return F.cross_entropy(_precise(logits), labels.long(), ignore_index=VOID, reduction="none")
 
 
 def _reduce(losses: Tensor, labels: Tensor, reduction: str, weights: Tensor | None) -> Tensor:
+    return losses.sum() / _divisor(labels, reduction, weights)
+
+
+def _divisor(labels: Tensor, reduction: str, weights: Tensor | None) -> Tensor | int:
+    """What a sum over pixels is divided by, never 0."""
     if reduction == "sum":
-        return losses.sum()
+        return 1
     if reduction == "all_pixels":
-        return losses.mean()
+        return max(1, labels.numel())
     if reduction != "valid":
         raise unknown("reduction", reduction, REDUCTIONS)
     total = (labels != VOID).sum() if weights is None else _weight_map(labels, weights).sum()
-    return losses.sum() / torch.where(total > 0, total, 1)
+    return torch.where(total > 0, total, 1)
 
 
 def _weights(class_weights: Weights | None, logits: Tensor) -> Tensor | None:
@@ -244,14 +247,27 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+_OF_THE_MODEL = ("logits", "labels", "align_corners")  # parameters that no configuration sets
+
+
 @dataclass(frozen=True)
 class WeightedLosses:
-    """Several losses of one pair: `criterion(logits, labels)` gives each by name, already weighted."""
+    """Several losses of one pair: `criterion(logits, labels)` gives each by name, already weighted.
+
+    Logits (B,K,h,w) of another size than the labels (B,H,W) are resized, bilinear, with `align_corners` as in torch;
+    for cross-entropy alone without a map of all classes at full size.
+    """
 
     terms: dict[str, tuple[float, dict[str, Any]]]  # name: (weight, keyword arguments)
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Logits (B,K,H,W) and labels (B,H,W) with 255 for void -> one scalar a term."""
+    def __call__(self, logits: Tensor, labels: Tensor, align_corners: bool = False) -> dict[str, Tensor]:
+        """Logits (B,K,h,w) and labels (B,H,W) with 255 for void -> one scalar a term."""
+        size = (labels.shape[-2], labels.shape[-1])
+        if list(self.terms) == ["cross_entropy"]:
+            weight, options = self.terms["cross_entropy"]
+            return {"cross_entropy": weight * cross_entropy(logits, labels, **options, align_corners=align_corners)}
+        if tuple(logits.shape[-2:]) != size:
+            logits = F.interpolate(_precise(logits), size=size, mode="bilinear", align_corners=align_corners)
         return {
             name: weight * LOSSES[name](logits, labels, **options) for name, (weight, options) in self.terms.items()
         }
@@ -278,7 +294,7 @@ def _term(name: str, given: float | Mapping[str, Any]) -> tuple[float, dict[str,
     weight = options.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ZooError(f"the weight of the loss {name} is a number, not {weight!r}")
-    known = list(inspect.signature(LOSSES[name]).parameters)[2:]
+    known = [option for option in inspect.signature(LOSSES[name]).parameters if option not in _OF_THE_MODEL]
     for option in options:
         if option not in known:
             raise unknown(f"option of the loss {name}", option, ["weight", *known])

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from zoo.errors import ZooError
 from zoo.models import create_model
-from zoo.models.backbone import DILATED_FAMILIES, FULL_FAMILIES, create_backbone, has_full_dilation
+from zoo.models.backbone import create_backbone
+from zoo.models.families import DILATED_FAMILIES, FULL_FAMILIES, has_full_dilation
 from zoo.models.pspnet import PSPNet, PyramidPooling
 from zoo.structures import Batch, Semantic
 

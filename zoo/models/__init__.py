@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError, unknown
-from zoo.models.backbone import OWN_BACKBONES, Backbone, create_backbone, has_full_dilation
+from zoo.models.backbone import Backbone, create_backbone
 from zoo.models.deeplabv3 import DeepLabV3
 from zoo.models.deeplabv3plus import DeepLabV3Plus
+from zoo.models.families import OWN_BACKBONES, has_full_dilation
 from zoo.models.fcn import FCN
 from zoo.models.fcn8s import FCN8s, FCN16s, FCN32s
 from zoo.models.lraspp import LRASPP

@@ -12,61 +12,28 @@ there and then, with a sentence that names what can.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import split_model_name_tag
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from zoo.checkpoint import read
-from zoo.errors import ZooError, unknown
+from zoo.errors import ZooError
 from zoo.models.dilation import CONVERTERS, dilate_first_blocks, dilate_first_convolutions
-from zoo.models.padding import pad_early
+from zoo.models.families import OWN_BACKBONES, VALID_FAMILIES, family_of
+from zoo.models.measure import check_strides, measure
+from zoo.models.padding import pad_early, pad_valid_layers
+from zoo.models.pretrained import build, check_complete
 from zoo.models.truncation import truncate
+from zoo.structures import Size
 
-Size = tuple[int, int]
 Dilation = Literal["previous", "full", "conv1"]
-
-# Encoders of our own, imported when asked for: "module:callable". Called with in_channels, levels and options, they
-# give a module with `channels` and `strides` whose forward takes normalised images and returns the list of features.
-OWN_BACKBONES: dict[str, str] = {"unet": "zoo.models.unet:UNetEncoder"}
-
-# timm's modules (families) whose members can keep a stride of 8 or 16.
-DILATED_FAMILIES = (
-    "byobnet", "convnext", "cspnet", "cspnext", "densenet", "efficientnet", "hardcorenas", "inception_next",
-    "mobilenetv3", "mobilevit", "nfnet", "regnet", "res2net", "resnest", "resnet", "resnetv2", "rexnet", "sknet", "vgg",
-    "xception_aligned",
-)  # fmt: skip
-# Those of them with dilation="full": the others have no first blocks that timm leaves at the rate of the stage before,
-# or none that can be told apart.
-FULL_FAMILIES = ("efficientnet", "hardcorenas", "mobilenetv3", "res2net", "resnest", "resnet", "sknet")
-# timm's modules without a pyramid of powers of two, or bound to one image size.
-UNFIT_FAMILIES = (
-    "beit", "byoanet", "cait", "coat", "convit", "convmixer", "crossvit", "deepseek_vit", "deit", "efficientformer",
-    "efficientformer_v2", "eva", "gcvit", "gemma4_vit", "hiera", "inception_v3", "levit", "mlp_mixer", "mvitv2",
-    "naflexvit", "nasnet", "nest", "pit", "pnasnet", "qwen3_vit", "sequencer", "tnt", "vision_transformer",
-    "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "visformer", "vitamin", "volo",
-    "xcit",
-)  # fmt: skip
-# Unpadded 3x3 layers, which are given their padding here.
-VALID_FAMILIES = ("inception_v4", "inception_resnet_v2", "xception")
-EXAMPLES = "resnet50, resnext50_32x4d, convnext_tiny, swin_tiny_patch4_window7_224, efficientnet_b0, hrnet_w18, vgg16"
-DILATED_EXAMPLES = (
-    "resnet*, resnext*, resnest*, res2net*, regnet*, convnext*, efficientnet*, mobilenetv2/v3*, xception41/65/71, "
-    "densenet*, vgg*"
-)
-
-# Sizes are tried as multiples of these, in order: most networks take any size; windows of 7 or 8 want 224 or 256.
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 224, 256)
 
 
 class Backbone(nn.Module):
@@ -250,12 +217,12 @@ def create_backbone(
         mean, std = _statistics(name, in_channels, mean, std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         return Backbone(name, model, model.channels, model.strides, mean=mean, std=std, config=config)
 
-    family = _family(name)
+    family = family_of(name)
     taps, early_padding = options.pop("taps", None), options.pop("early_padding", False)
     if taps is not None and (taps != "transition" or family != "densenet"):
         raise ZooError(f"taps={taps!r}: only 'transition', and only densenets, have it")
     hidden = classifier and family == "vgg"
-    model = _timm_model(name, family, pretrained, in_channels, output_stride, options, hidden)
+    model = build(name, family, pretrained, in_channels, output_stride, options, hidden)
     statistics = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
     mean, std = _statistics(name, in_channels, mean, std, *statistics)
     indices: Sequence[int] = ()
@@ -265,7 +232,7 @@ def create_backbone(
     elif hidden:
         taps, indices = "getter", range(len(model.feature_info))
     if isinstance(pretrained, (str, Path)):
-        _check_complete(name, model, pretrained)
+        check_complete(name, model, pretrained)
     if output_stride < 32 and family in CONVERTERS:
         CONVERTERS[family](model, output_stride)
     if multi_grid is not None or (dilation == "full" and output_stride < 32):
@@ -273,155 +240,21 @@ def create_backbone(
     if dilation == "conv1" and output_stride < 32:
         dilate_first_convolutions(name, model)
     if family in VALID_FAMILIES:
-        _pad_valid_layers(model)
+        pad_valid_layers(model)
     if early_padding:
         pad_early(name, model, levels, coarsest)
     if taps == "transition":
         model.features.norm5.act = nn.Identity()
     plan = partial(Backbone, name, model, (), (), mean=mean, std=std, config=config, taps=taps or "own")
     if coarsest is not None:
-        strides = _check_strides(_measure(plan(indices=indices))).strides
+        strides = check_strides(measure(plan(indices=indices))).strides
         count = sum(stride <= coarsest for stride in strides)
         if count == 0:
             raise ZooError(f"backbone {name} has strides {strides}, none of them {coarsest} or less")
         if count < len(strides):
             indices = truncate(name, model, taps or "own", indices, count)
-        return _measure(plan(indices=indices[-levels:]), levels)
-    return _check_strides(_measure(plan(indices=indices[-levels:]), levels))
-
-
-@cache
-def backbone_names(output_stride: int = 32) -> tuple[str, ...]:
-    """Names that `create_backbone` takes at this output stride, by family: ours, then timm's (without weight tags)."""
-    every = timm.list_modules()
-    families = DILATED_FAMILIES if output_stride < 32 else [m for m in every if m not in UNFIT_FAMILIES]
-    timms = [name for family in families if family in every for name in timm.list_models(module=family)]
-    return (*(OWN_BACKBONES if output_stride == 32 else ()), *sorted(timms))
-
-
-def supports(name: str, output_stride: int = 32) -> bool:
-    """Whether `name` (a weight tag does not matter) is of a family that serves at this output stride."""
-    return split_model_name_tag(name)[0] in backbone_names(output_stride)
-
-
-def has_full_dilation(name: str) -> bool:
-    """Whether `name` (a weight tag does not matter) is of a family that takes dilation="full"."""
-    base = split_model_name_tag(name)[0]
-    return timm.is_model(base) and _module(base) in FULL_FAMILIES
-
-
-def _family(name: str) -> str:
-    """timm's module that defines `name`; raises for a misspelt name or tag, and for families that cannot serve."""
-    base, tag = split_model_name_tag(name)
-    if not timm.is_model(base):
-        error = unknown("backbone", name, [*OWN_BACKBONES, *timm.list_models()])
-        if "did you mean" not in str(error):
-            error = ZooError(f"unknown backbone {name!r}: any timm model with features serves, such as {EXAMPLES}")
-        raise error
-    known = timm.list_pretrained(f"{base}.*")
-    if tag and name not in known:
-        raise unknown(f"weights of backbone {base}", name, known)
-    family = _module(base)
-    if family in UNFIT_FAMILIES:
-        raise ZooError(
-            f"backbone {name} is bound to one image size or has no pyramid of features: use one that has, such as "
-            f"{EXAMPLES}"
-        )
-    return family
-
-
-def _module(base: str) -> str:
-    """The module of timm that defines a model, which is its family."""
-    return timm.models.model_entrypoint(base).__module__.rpartition(".")[2]
-
-
-def _timm_model(
-    name: str,
-    family: str,
-    pretrained: bool | str | Path,
-    in_channels: int,
-    output_stride: int,
-    options: dict[str, Any],
-    hidden: bool = False,
-) -> Any:
-    """timm's feature extractor with the parameter names of its classifier; errors become sentences.
-
-    `hidden`: the classifier itself, without its last layer.
-    """
-    kind: dict[str, Any] = {"num_classes": 0} if hidden else {"features_only": True}
-    arguments: dict[str, Any] = {**kind, "in_chans": in_channels, **options}
-    if output_stride < 32 and family not in CONVERTERS:
-        if family not in DILATED_FAMILIES:
-            raise _cannot_dilate(name, output_stride)
-        arguments["output_stride"] = output_stride
-    # These two have feature classes of their own, with the classifier's names and, unlike it, with output strides.
-    if family not in ("mobilenetv3", "hardcorenas") and not hidden:
-        arguments["feature_cls"] = "getter"
-    if family.startswith("swin_transformer"):
-        arguments.setdefault("strict_img_size", False)
-    if isinstance(pretrained, (str, Path)):
-        if not Path(pretrained).is_file():
-            raise ZooError(f"no file {str(pretrained)!r} with weights of backbone {name}")
-        arguments["pretrained_cfg_overlay"] = {"file": str(pretrained)}
-    try:
-        return timm.create_model(name, pretrained=bool(pretrained), **arguments)
-    except Exception as error:  # timm has no exception of its own: what it was asked to do tells what went wrong
-        if pretrained:
-            # Raises where an option is at fault.
-            _timm_model(name, family, False, in_channels, output_stride, options, hidden)
-            raise _no_weights(name, pretrained, error) from error
-        if "output_stride" in arguments and (isinstance(error, AssertionError) or "output_stride" in str(error)):
-            raise _cannot_dilate(name, output_stride) from error
-        raise ZooError(
-            f"timm cannot build {name} as a backbone ({_brief(error)}): use one with features, such as {EXAMPLES}"
-        ) from error
-
-
-def _check_complete(name: str, model: nn.Module, file: str | Path) -> None:
-    """timm takes any file and leaves what it does not find there at random: refuse one that lacks something."""
-    content = read(file)
-    content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
-    given = {key.removeprefix("module.") for key in content}
-    for theirs, ours in (("classifier.0.", "pre_logits.fc1."), ("classifier.3.", "pre_logits.fc2.")):
-        # torchvision's VGG, whose hidden layers timm makes into convolutions as it reads them
-        given |= {key.replace(theirs, ours) for key in given if key.startswith(theirs)}
-    lacking = [key for key in model.state_dict() if key not in given and not key.endswith("num_batches_tracked")]
-    if lacking:
-        raise ZooError(
-            f"{str(file)!r} does not hold timm's weights of backbone {name}: it lacks {len(lacking)} of "
-            f"{len(model.state_dict())} keys, such as {lacking[0]}"
-        )
-
-
-def _no_weights(name: str, pretrained: bool | str | Path, error: Exception) -> ZooError:
-    if isinstance(pretrained, (str, Path)):
-        return ZooError(f"{str(pretrained)!r} does not hold timm's weights of backbone {name}: {_brief(error)}")
-    hub = timm.models.get_pretrained_cfg(name)
-    source = hub and (f"https://huggingface.co/{hub.hf_hub_id}" if hub.hf_hub_id else hub.url)
-    if not source:
-        return ZooError(f"timm has no pretrained weights for {name}: use backbone.pretrained=false")
-    if "state_dict" in str(error):  # they are there, and are of another shape
-        return ZooError(
-            f"the pretrained weights of {name} do not fit its options ({' '.join(str(error).split())[:200]}): leave "
-            "these out, or start from scratch with backbone.pretrained=false"
-        )
-    return ZooError(
-        f"the pretrained weights of {name} could not be loaded ({_brief(error)}): fetch model.safetensors from "
-        f"{source} on a machine with network and pass backbone.pretrained=FILE, or start from scratch with "
-        "backbone.pretrained=false"
-    )
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
-
-
-def _cannot_dilate(name: str, output_stride: int) -> ZooError:
-    return ZooError(
-        f"backbone {name} cannot keep an output stride of {output_stride}: use one that can ({DILATED_EXAMPLES}), or "
-        "backbone.output_stride=32"
-    )
+        return measure(plan(indices=indices[-levels:]), levels)
+    return check_strides(measure(plan(indices=indices[-levels:]), levels))
 
 
 def _statistics(
@@ -444,89 +277,6 @@ def _statistics(
     if min(adapted[1]) <= 0:
         raise ZooError(f"backbone {name}: std must be positive, not {adapted[1]}")
     return adapted[0], adapted[1]
-
-
-def _measure(backbone: Backbone, levels: int = 0) -> Backbone:
-    """Run small images through it: fills in channels, strides and padding, or refuses. No levels: all of them."""
-    training = backbone.model.training
-    backbone.model.eval()
-    refusal = "it gives no features"
-    for multiple in MULTIPLES:
-        size = probe_size(multiple)
-        try:
-            features = _probe(backbone, size, levels)
-            strides = [map_stride(size, feature) for feature in features]
-            # A second size, so that none is accepted because one happened to round well, and wide enough to leave
-            # tables of relative positions made for 224 pixels.
-            wide = size[0] + multiple, size[1] + -(-404 // multiple) * multiple
-            again = [map_stride(wide, feature) for feature in _probe(backbone, wide, levels)]
-        except Exception as error:  # asserts and shape errors of 90 families: this size does not suit, try the next
-            refusal = _brief(error)
-            continue
-        if None not in strides and strides == again:
-            break
-        refusal = f"maps of {[tuple(f.shape[-2:]) for f in features]} for an image of {size}"
-    else:
-        raise ZooError(
-            f"backbone {backbone.name} does not take images of any size ({refusal}): use one such as {EXAMPLES}"
-        )
-    backbone.channels = [feature.shape[1] for feature in features]
-    backbone.strides = [stride for stride in strides if stride is not None]
-    backbone.multiple = multiple
-    backbone.smallest = _smallest(backbone)
-    backbone.model.train(training)
-    return backbone
-
-
-def _smallest(backbone: Backbone) -> int:
-    """The side of the smallest image that leaves something in every map: 1 for most, more where layers round down."""
-    for side in (1, 8, 16, 32, 64, 128):
-        side += -side % backbone.multiple
-        with suppress(Exception):  # as above
-            if all(feature.numel() for feature in _probe(backbone, (side, side), len(backbone.strides))):
-                return side
-    raise ZooError(f"backbone {backbone.name} fails on small images: use one such as {EXAMPLES}")
-
-
-def _check_strides(backbone: Backbone) -> Backbone:
-    """`backbone`, if its coarsest map has the stride that was asked for and the finest another one."""
-    wanted, strides = backbone.config["output_stride"], backbone.strides
-    if wanted < 32 and strides[-1] != wanted:
-        raise _cannot_dilate(backbone.name, wanted)
-    if wanted == 32 and len(strides) > 1 and len(set(strides)) == 1:
-        raise ZooError(
-            f"backbone {backbone.name} has a single resolution (stride {strides[-1]}), not a pyramid: use one such as "
-            f"{EXAMPLES}"
-        )
-    return backbone
-
-
-def _probe(backbone: Backbone, size: Size, levels: int) -> list[Tensor]:
-    with torch.no_grad():
-        return backbone._features(backbone.mean.new_zeros(1, backbone.mean.shape[1], *size))[-levels:]
-
-
-def probe_size(multiple: int) -> Size:
-    """About (67, 101), as odd multiples of `multiple`, so that only what truly divides is accepted."""
-    rows, columns = (-(-length // multiple) | 1 for length in (67, 101))
-    return rows * multiple, columns * multiple
-
-
-def map_stride(size: Size, feature: Tensor) -> int | None:
-    """The power of two by which `feature` is coarser than `size`, whichever way it rounds; None if there is none."""
-    for stride in (1, 2, 4, 8, 16, 32, 64, 128):
-        if all(n // stride <= m <= -(-n // stride) for n, m in zip(size, feature.shape[-2:], strict=True)):
-            return stride
-    return None
-
-
-def _pad_valid_layers(model: nn.Module) -> None:
-    """Pad unpadded 3x3 layers, whose maps are shifted and shrink to nothing (smp does the same)."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-            layer.padding = (1, 1)
-        elif isinstance(layer, nn.MaxPool2d):
-            layer.padding = 1
 
 
 def _densenet_transitions(features: nn.Module, x: Tensor) -> list[Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from zoo.errors import ZooError
 
 
@@ -28,3 +30,12 @@ def pad_early(name: str, model: Any, levels: int, coarsest: int | None) -> None:
     for block in blocks:
         if hasattr(block, "conv_pwl"):  # the first block has no expansion
             block.conv_pw.padding, block.conv_dw.padding = block.conv_dw.padding, (0, 0)
+
+
+def pad_valid_layers(model: nn.Module) -> None:
+    """Pad unpadded 3x3 layers, whose maps are shifted and shrink to nothing (smp does the same)."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.padding = (1, 1)
+        elif isinstance(layer, nn.MaxPool2d):
+            layer.padding = 1

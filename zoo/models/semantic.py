@@ -114,12 +114,12 @@ class SemanticModel(nn.Module):
         """
         features = self.extract(self.backbone.normalize(batch.images, batch.sizes))
         labels = stack_labels(batch)
-        size = (labels.shape[1], labels.shape[2])
-        terms = dict(self.criterion(resize(self.decode(features, size), size, self.align_corners), labels))
+        logits = self.decode(features, (labels.shape[1], labels.shape[2]))
+        terms = self.criterion(logits, labels, self.align_corners)
         auxiliary = [
             weight * term
             for weight, logits in self.auxiliary(features)
-            for term in self.criterion(resize(logits, size, self.align_corners), labels).values()
+            for term in self.criterion(logits, labels, self.align_corners).values()
         ]
         if auxiliary:
             terms["auxiliary"] = torch.stack(auxiliary).sum()

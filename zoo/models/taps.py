@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError, unknown
-from zoo.models.backbone import Backbone, map_stride, probe_size
+from zoo.models.backbone import Backbone
+from zoo.models.measure import map_stride, probe_size
 from zoo.models.semantic import evaluating
 from zoo.structures import Size
 

@@ -57,7 +57,7 @@ class Strips:
         height, width = size
         if self.shape[2:] == (height, width):
             return self
-        where = _sources(self.shape[2], height, align_corners)
+        where = sources(self.shape[2], height, align_corners)
 
         def read(top: int, bottom: int) -> Tensor:
             if bottom - top == height:
@@ -187,7 +187,7 @@ class WindowMean:
         self.start, self.finished = top, self.tops[0] if self.tops else self.shape[2]
 
 
-def _sources(length: int, target: int, align_corners: bool) -> list[tuple[int, int, float]]:
+def sources(length: int, target: int, align_corners: bool) -> list[tuple[int, int, float]]:
     """For each of `target` rows: the two of `length` rows it lies between and the share of the second, as torch's."""
     rows = torch.arange(target, dtype=torch.float32)
     if align_corners:
