@@ -33,6 +33,11 @@ Pairs = list[tuple["ref[nn.Conv2d]", "ref[_BatchNorm]"]]
 
 TOLERANCE = 1e-5  # of the spread of the outputs
 
+# Values of a weight beyond which its filters are used in turns. oneDNN copies a weight twice before it multiplies, and
+# a head's 2048 x 512 filters of 3x3 are larger than all features: the copies would be the peak of a prediction.
+MANY_WEIGHTS = 1 << 21
+FILTERS = 64  # in a turn, at least
+
 # Questions about a tensor, not about its values: who asks them is no reader.
 QUERIES = frozenset(
     [Tensor.dim, Tensor.size, Tensor.numel, Tensor.__len__, Tensor.is_contiguous]
@@ -145,6 +150,16 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
+def _in_turns(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, **options: Any) -> Tensor:
+    """`torch.conv2d`, some output channels at a time where the weight is large."""
+    turns = min(-(-weight.numel() // MANY_WEIGHTS), len(weight) // FILTERS)
+    if turns < 2 or weight.shape[1] != x.shape[1]:  # groups have filters for few input channels each
+        return torch.conv2d(x, weight, bias, *rest, **options)
+    weights = weight.chunk(turns)
+    biases = [None] * len(weights) if bias is None else bias.chunk(turns)
+    return torch.cat([torch.conv2d(x, *part, *rest, **options) for part in zip(weights, biases, strict=True)], 1)
+
+
 class _Watching(TorchFunctionMode):
     """Notes what convolutions give and what reads it."""
 
@@ -217,8 +232,8 @@ class _Folding(TorchFunctionMode):
         norm = self.norms.get(weight)
         many = weight[0].numel() > x.shape[0] * x.shape[2] * x.shape[3]  # more to multiply than is saved
         if norm is None or (many and not self.all_sizes):
-            return torch.conv2d(x, weight, bias, *rest, **options)
-        output = torch.conv2d(x, *folded(weight, bias, norm), *rest, **options)
+            return _in_turns(x, weight, bias, *rest, **options)
+        output = _in_turns(x, *folded(weight, bias, norm), *rest, **options)
         self.pending = output, _version(output), norm
         return output
 

@@ -108,11 +108,18 @@ class ASPP(nn.Module):
         self.project = nn.Sequential(*fused, nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.project(torch.cat(self._branches(x), dim=1))
+
+    def _branches(self, x: Tensor) -> list[Tensor]:
+        """(B, channels, h, w) each; nobody holds them once they are concatenated."""
         first, *atrous, pooling = self.convs
         # Most of a kernel of a high rate lies beyond the map: in this format oneDNN leaves those products out.
         spread = x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
-        branches, pooled = [first(x), *(branch(spread) for branch in atrous)], pooling(x)
-        return self.project(torch.cat([*branches, pooled.expand_as(branches[0])], dim=1))
+        branches = [first(x), *(branch(spread) for branch in atrous)]
+        layout = torch.channels_last if branches[0].is_contiguous(memory_format=torch.channels_last) else None
+        pooled = pooling(x).expand_as(branches[0])
+        # Tensors of two formats would be concatenated in neither's favour, and copied once more.
+        return [*branches, pooled.contiguous(memory_format=layout) if layout else pooled]
 
 
 def aspp_rates(rates: str | Sequence[int], stride: int) -> list[int]:
