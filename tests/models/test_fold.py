@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
 from zoo.errors import ZooError
-from zoo.models import create_model
+from zoo.models import create_model, fold
 from zoo.models.backbone import create_backbone
 from zoo.models.fold import _SEEN, _applies, folded, folding
 from zoo.models.semantic import SemanticModel
@@ -32,12 +32,14 @@ class Counting(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.norms = self.planar = 0
+        self.filters: list[int] = []  # of each convolution
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.norms += func is F.batch_norm
         result = func(*args, **(kwargs or {}))
         if func is torch.conv2d:
             self.planar += not result.is_contiguous(memory_format=torch.channels_last)
+            self.filters.append(result.shape[1])
         return result
 
 
@@ -55,6 +57,7 @@ def computed(model: nn.Module, images: Tensor) -> tuple[Tensor, Counting]:
     """The output with folding; the counting mode lies under it, and sees what is left to compute."""
     with Counting() as count, folding(model, model, images):
         count.norms = count.planar = 0  # finding the pairs is over
+        count.filters.clear()
         output = model(images)
     return output, count
 
@@ -99,6 +102,24 @@ def test_convolutions_run_in_channels_last_and_norms_are_gone() -> None:
     images = torch.randn(1, 3, 20, 20)
     output, count = computed(model, images)
     assert_equal(output, model(images))
+    assert (count.norms, count.planar) == (0, 0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_filters_of_a_large_weight_take_turns(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of a small weight, nor of groups; nor so few at a time that the convolution is slow."""
+    monkeypatch.setattr(fold, "MANY_WEIGHTS", 250)
+    monkeypatch.setattr(fold, "FILTERS", 4)
+    model = net(
+        nn.Conv2d(3, 8, 3, bias=bias), nn.BatchNorm2d(8), nn.ReLU(inplace=True),  # 216 values
+        nn.Conv2d(8, 10, 3, bias=bias), nn.BatchNorm2d(10), nn.ReLU(),  # 720: in two turns, with four filters or more
+        nn.Conv2d(10, 50, 3, groups=10, bias=bias), nn.BatchNorm2d(50),  # 450
+        nn.Conv2d(50, 13, 1, bias=bias),  # 650: in three, the last with less
+    )  # fmt: skip
+    images = torch.randn(1, 3, 20, 20)
+    output, count = computed(model, images)
+    assert_equal(output, model(images))
+    assert count.filters == [8, 5, 5, 50, 5, 5, 3]
     assert (count.norms, count.planar) == (0, 0)
 
 
