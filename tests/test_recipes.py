@@ -87,12 +87,14 @@ def test_a_recipe_opens_with_its_command_and_what_to_expect(name: str) -> None:
     assert any("python train.py" in line and f"experiment={name}" in line for line in head)
     if name != "demo":
         assert any(line.startswith("# Expected: ") for line in head)
+        assert any(line.startswith("# Hardware: ") for line in head)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_set_is_taken(name: str) -> None:
     """By the model, the losses, the optimizer, the schedule and the augmentation: the loss of one image of noise."""
-    choice = [f"model={chosen(name)['model']}"] if name == "demo" else []
+    compared = ("demo", "camvid_cpu")  # whose models the command line names
+    choice = [f"model={chosen(name)['model']}"] if name in compared else []
     config = composed(f"experiment={name}", *choice)
     recipe = Recipe.of({key: value for key, value in config["trainer"].items() if key not in jobs.FABRIC})
     create_schedule(recipe.schedule, recipe.steps, recipe.warmup, recipe.power)

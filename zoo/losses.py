@@ -23,6 +23,7 @@ from torch import Tensor
 from zoo.errors import ZooError, unknown
 from zoo.ops.borders import border_weights
 from zoo.ops.cross_entropy import resized_cross_entropy
+from zoo.ops.strips import at_least_float
 from zoo.structures import VOID
 
 Weights = Sequence[float] | Tensor
@@ -181,18 +182,14 @@ def _lovasz_of_class(probabilities: Tensor, truth: Tensor) -> Tensor:
 
 def _probabilities_and_truth(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax and one-hot truth (bool), both (B,K,H,W) and zero on void pixels."""
-    probabilities = _precise(logits).softmax(1) * (labels != VOID)[:, None]
+    probabilities = at_least_float(logits).softmax(1) * (labels != VOID)[:, None]
     classes = torch.arange(logits.shape[1], device=labels.device, dtype=labels.dtype)
     return probabilities, labels[:, None] == classes[:, None, None]
 
 
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def _per_pixel(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every pixel (B,H,W), 0 on void. Reduced elsewhere: that kernel is not deterministic on CUDA."""
-    return F.cross_entropy(_precise(logits), labels.long(), ignore_index=VOID, reduction="none")
+    return F.cross_entropy(at_least_float(logits), labels.long(), ignore_index=VOID, reduction="none")
 
 
 def _reduce(losses: Tensor, labels: Tensor, reduction: str, weights: Tensor | None) -> Tensor:
@@ -267,7 +264,7 @@ class WeightedLosses:
             weight, options = self.terms["cross_entropy"]
             return {"cross_entropy": weight * cross_entropy(logits, labels, **options, align_corners=align_corners)}
         if tuple(logits.shape[-2:]) != size:
-            logits = F.interpolate(_precise(logits), size=size, mode="bilinear", align_corners=align_corners)
+            logits = F.interpolate(at_least_float(logits), size=size, mode="bilinear", align_corners=align_corners)
         return {
             name: weight * LOSSES[name](logits, labels, **options) for name, (weight, options) in self.terms.items()
         }

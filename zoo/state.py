@@ -126,7 +126,7 @@ def _callable_parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def set_deterministic() -> None:
-    """Deterministic kernels where torch has them; cross-entropy on CUDA has none, so it warns instead of failing."""
+    """Deterministic kernels where torch has them; it warns where CUDA has none, as for a bilinear resize."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.checkpoint import model_file, save_model
 from zoo.errors import ZooError
-from zoo.models import create_model, from_header
+from zoo.models import create_model
 from zoo.models.backbone import Backbone, create_backbone
 from zoo.models.fcn8s import bilinear_deconvolution, crop
 from zoo.structures import Batch, Semantic
@@ -359,9 +359,8 @@ def test_a_header_brings_the_geometry_back() -> None:
     first = create_model("fcn8s", 3, "vgg11", in_channels=5, **SMALL).eval()
     for layer in scores(first).values():
         nn.init.normal_(layer.weight, std=0.1)
-    second = from_header(first.header).eval()
-    second.load_state_dict(first.state_dict(), strict=True)
+    second = zoo.load(model_file(first)).eval()
     images = torch.rand(1, 5, 37, 61)
     assert second.caffe
     assert torch.equal(first(images), second(images))
-    assert not from_header({**first.header, "options": {**first.header["options"], "padding": "same"}}).caffe
+    assert not zoo.load(model_file(first), padding="same").caffe

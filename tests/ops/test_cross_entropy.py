@@ -82,14 +82,27 @@ def test_gradient_of_the_value() -> None:
     assert torch.autograd.gradcheck(lambda x: resized_cross_entropy(x, labels, VOID, False, None, 0.2), logits)
 
 
-def test_void_has_no_influence() -> None:
+@pytest.mark.parametrize("nothing", [float("nan"), float("-inf")])
+def test_void_has_no_influence(nothing: float) -> None:
     logits, labels = case((6, 6), (6, 6))
-    (gradient,) = torch.autograd.grad(resized_cross_entropy(logits, labels, VOID), logits)
+    value = resized_cross_entropy(logits, labels, VOID)
+    (gradient,) = torch.autograd.grad(value, logits)
     void = (labels == VOID)[:, None].expand_as(gradient)
     assert gradient[void].abs().max() == 0
     assert gradient[~void].abs().min() > 0
-    nothing = resized_cross_entropy(logits, torch.full_like(labels, VOID), VOID)
-    assert nothing == 0
+    without = logits.detach().masked_fill(void, nothing).requires_grad_()
+    other = resized_cross_entropy(without, labels, VOID)
+    assert torch.equal(other, value)
+    assert torch.equal(torch.autograd.grad(other, without)[0], gradient)
+    assert resized_cross_entropy(logits, torch.full_like(labels, VOID), VOID) == 0
+
+
+def test_void_has_no_influence_after_a_resize() -> None:
+    logits, labels = case((4, 4), (32, 32))
+    labels[:, :, :20] = VOID  # all that the first two columns of logits reach
+    (gradient,) = torch.autograd.grad(resized_cross_entropy(logits, labels, VOID), logits)
+    assert gradient[..., :2].abs().max() == 0
+    assert gradient[..., 2:].abs().min() > 0
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -131,8 +144,36 @@ def test_what_is_kept_is_small() -> None:
     assert max(kept) == logits.numel()
 
 
+def test_the_gradient_is_that_of_what_follows() -> None:
+    """Rounded once, after what comes from behind: a gradient beyond float16's range that is divided again."""
+    logits, labels = case((2, 2), (64, 64))
+    weights = torch.full((K,), 500.0)
+    half = logits.detach().half().requires_grad_()
+    (resized_cross_entropy(half, labels, VOID, weights=weights) / 3e5).backward()
+    whole = half.detach().float().requires_grad_()
+    expected = torch.autograd.grad(resized_cross_entropy(whole, labels, VOID, weights=weights) / 3e5, whole)[0]
+    assert expected.abs().max() * 3e5 > torch.finfo(torch.half).max
+    assert half.grad is not None
+    assert torch.equal(half.grad, expected.half())
+
+
 def test_a_second_derivative_is_refused() -> None:
     logits, labels = case((4, 4), (8, 8))
-    (gradient,) = torch.autograd.grad(resized_cross_entropy(logits, labels, VOID), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        gradient.sum().backward()
+    loss = resized_cross_entropy(logits, labels, VOID)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, logits, create_graph=True)
+
+
+def test_a_batch_without_pixels() -> None:
+    for logits, labels in (((0, K, 4, 4), (0, 8, 8)), ((2, K, 4, 4), (2, 8, 0)), ((0, K, 8, 8), (0, 8, 8))):
+        x = torch.zeros(logits, requires_grad=True)
+        loss = resized_cross_entropy(x, torch.zeros(labels, dtype=torch.uint8), VOID)
+        assert loss == 0
+        assert torch.autograd.grad(loss, x)[0].shape == logits
+
+
+def test_logits_and_labels_are_of_one_batch() -> None:
+    logits, labels = case((4, 4), (8, 8))
+    for wrong in (labels[:1], labels[0]):
+        with pytest.raises(ValueError, match="not of one batch"):
+            resized_cross_entropy(logits, wrong, VOID)

@@ -18,7 +18,7 @@ from zoo.models.lraspp import LRASPP
 from zoo.models.pspnet import PSPNet
 from zoo.models.refinenet import RefineNet
 from zoo.models.unet import UNet
-from zoo.structures import Class, as_classes
+from zoo.structures import Class
 
 MODELS: dict[str, type] = {
     "deeplabv3": DeepLabV3,
@@ -79,7 +79,7 @@ def create_model(
         backbone_options: more keyword arguments of `create_backbone` (dilation, multi_grid, mean, std, timm's own).
         **options: the model's keyword arguments, see `model_options(name)`.
 
-    Returns the model, with `model.header`: plain containers from which `from_header` builds it again.
+    Returns the model, with `model.header`: plain containers from which `zoo.load` builds it again.
     Raises ZooError for unknown names and options, and for a backbone that cannot serve.
     """
     model_class = _find(name)
@@ -112,18 +112,6 @@ def create_model(
         "options": _plain({**known, **options}),
     }
     return model
-
-
-def from_header(header: Mapping[str, Any]) -> Any:
-    """The model that a header describes, with fresh weights; no downloads.
-
-    Raises ZooError where the header misses a part or names something unknown.
-    """
-    missing = [key for key in ("name", "classes", "backbone", "options") if key not in header]
-    if missing:
-        raise ZooError(f"this model header lacks {', '.join(missing)}; it has {', '.join(header) or 'nothing'}")
-    classes = as_classes([Class(entry["name"], tuple(entry["color"]), entry["thing"]) for entry in header["classes"]])
-    return create_model(header["name"], classes, create_backbone(**header["backbone"]), **header["options"])
 
 
 def _find(name: str) -> Any:

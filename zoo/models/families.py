@@ -52,11 +52,6 @@ def backbone_names(output_stride: int = 32) -> tuple[str, ...]:
     return (*(OWN_BACKBONES if output_stride == 32 else ()), *sorted(timms))
 
 
-def supports(name: str, output_stride: int = 32) -> bool:
-    """Whether `name` (a weight tag does not matter) is of a family that serves at this output stride."""
-    return split_model_name_tag(name)[0] in backbone_names(output_stride)
-
-
 def has_full_dilation(name: str) -> bool:
     """Whether `name` (a weight tag does not matter) is of a family that takes dilation="full"."""
     base = split_model_name_tag(name)[0]

@@ -20,15 +20,13 @@ def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tenso
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def conv_bn_relu(
-    in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1, inplace: bool = True
-) -> list[nn.Module]:
+def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1) -> list[nn.Module]:
     """Convolution without bias that keeps the size, batch norm, ReLU: three layers to put into an nn.Sequential."""
     padding = dilation * (kernel // 2)
     return [
         nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=inplace),
+        nn.ReLU(inplace=True),
     ]
 
 
@@ -116,10 +114,10 @@ class ASPP(nn.Module):
         # Most of a kernel of a high rate lies beyond the map: in this format oneDNN leaves those products out.
         spread = x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
         branches = [first(x), *(branch(spread) for branch in atrous)]
-        layout = torch.channels_last if branches[0].is_contiguous(memory_format=torch.channels_last) else None
         pooled = pooling(x).expand_as(branches[0])
-        # Tensors of two formats would be concatenated in neither's favour, and copied once more.
-        return [*branches, pooled.contiguous(memory_format=layout) if layout else pooled]
+        if branches[0].is_contiguous(memory_format=torch.channels_last):  # else they were concatenated as planes
+            pooled = pooled.contiguous(memory_format=torch.channels_last)
+        return [*branches, pooled]
 
 
 def aspp_rates(rates: str | Sequence[int], stride: int) -> list[int]:

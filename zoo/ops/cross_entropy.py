@@ -9,14 +9,14 @@ computed once.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from zoo.ops.strips import sources
+from zoo.ops.strips import Source, at_least_float, sources
 
 # Scores of a strip: 4 MiB, of which a few copies lie in a second or third level cache; a GPU wants long kernels.
 _SCORES = {"cpu": 1 << 20}
@@ -35,9 +35,14 @@ def resized_cross_entropy(
 ) -> Tensor:
     """The sum over pixels of `F.cross_entropy` of logits (B, K, h, w) resized (bilinear) to labels (B, H, W).
 
-    Labels are integers, 0..K-1 or `void`, which has no influence. `weights` (K,) and `label_smoothing` as in torch.
-    Computed at least in float32. The gradient is computed with the value, so there is no second derivative.
+    Labels are integers, 0..K-1 or `void`, whose pixels have no influence. `weights` (K,) and `label_smoothing` as in
+    torch. Computed at least in float32. The gradient is computed with the value: asked for a second derivative, the
+    backward pass raises RuntimeError. Raises ValueError where logits and labels are not those of one batch.
     """
+    if labels.ndim != 3 or len(labels) != len(logits):
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} are not of one batch")
+    if not labels.numel() or not logits.numel():
+        return at_least_float(logits).sum() * 0
     return _ResizedCrossEntropy.apply(logits, labels, void, align_corners, weights, label_smoothing)
 
 
@@ -53,11 +58,11 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
     ) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            small = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
+            small = at_least_float(logits).contiguous()
             batch, classes, height, width = small.shape
             size = (labels.shape[1], labels.shape[2])
-            of_rows = _shares(height, size[0], align_corners, small)
-            of_columns = _shares(width, size[1], align_corners, small)
+            of_rows = _Shares.of(height, size[0], align_corners, small)
+            of_columns = _Shares.of(width, size[1], align_corners, small)
             wide = small
             if of_columns is not None:
                 planes = small.view(1, -1, width)
@@ -68,22 +73,24 @@ class _ResizedCrossEntropy(torch.autograd.Function):
             step = max(8, _SCORES.get(small.device.type, _SCORES_ELSEWHERE) // (batch * classes * size[1]))
             for top in range(0, size[0], step):
                 rows = slice(top, min(top + step, size[0]))
-                shares = None if of_rows is None else of_rows[rows]
-                used = rows if shares is None else _used(shares)
-                scores = wide[:, :, used] if shares is None else shares[:, used] @ wide[:, :, used]
+                used, shares = (rows, None) if of_rows is None else of_rows.part(rows)
+                scores = wide[:, :, used] if shares is None else shares @ wide[:, :, used]
                 value, slope = _of_strip(scores, labels[:, rows], void, weights, label_smoothing)
                 total += value
                 if gradient is not None:
-                    gradient[:, :, used] += slope if shares is None else shares[:, used].T @ slope
+                    gradient[:, :, used] += slope if shares is None else shares.T @ slope
             if gradient is not None:
-                ctx.save_for_backward(_narrowed(gradient, of_columns).to(logits.dtype))
+                ctx.dtype = logits.dtype
+                ctx.save_for_backward(_narrowed(gradient, of_columns))
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        if torch.is_grad_enabled():  # with create_graph: what was computed with the value has no graph
+            raise RuntimeError("zoo's cross-entropy has no second derivative: use torch.nn.functional.cross_entropy")
         (gradient,) = ctx.saved_tensors
-        return (gradient * slope, None, None, None, None, None)
+        # Half precision comes last: the gradient of a sum over pixels may be beyond float16's range.
+        return ((gradient * slope).to(ctx.dtype), None, None, None, None, None)
 
 
 def _of_strip(
@@ -96,45 +103,55 @@ def _of_strip(
     # Of every class's share in the loss: (1 - s) w[y] for the true one, s w[k] / K for each; void pixels have none.
     share = labelled.to(scores.dtype) if weights is None else weights[truth] * labelled
     share = share * (1 - label_smoothing)
-    shifted = scores - scores.amax(1, keepdim=True)
-    linear = (share * shifted.gather(1, truth)).sum()
+    # Chosen, not multiplied by 0: scores of void pixels may be infinite.
+    shifted = torch.where(labelled, scores - scores.amax(1, keepdim=True), 0)
+    linear = share * shifted.gather(1, truth)
     whole = share
     if label_smoothing:
         even = scores.new_ones(classes) if weights is None else weights
         spread = (even * (label_smoothing / classes)).view(-1, 1, 1) * labelled
-        linear += (shifted * spread).sum()
+        linear = linear + (shifted * spread).sum(1, keepdim=True)
         whole = share + spread.sum(1, keepdim=True)
     exponentials = shifted.exp_()
     sums = exponentials.sum(1, keepdim=True)
-    value = (whole * sums.log()).sum() - linear
+    value = (whole * sums.log() - linear).sum()
     slope = exponentials.mul_(whole / sums).scatter_add_(1, truth, -share)
     return value, slope - spread if label_smoothing else slope
 
 
-def _shares(length: int, target: int, align_corners: bool, like: Tensor) -> Tensor | None:
-    """What each of `length` places contributes to each of `target`, (target, length); None where they are the same."""
-    if length == target:
-        return None
-    above, below, share = torch.tensor(sources(length, target, align_corners), dtype=torch.float64).unbind(1)
-    shares = torch.zeros(target, length, dtype=torch.float64)
-    for places, parts in ((above, 1 - share), (below, share)):
-        shares.scatter_add_(1, places.long()[:, None], parts[:, None])
-    return shares.to(like)
+@dataclass(frozen=True)
+class _Shares:
+    """What each place of a row or column contributes to each of the resized one, (target, length)."""
+
+    matrix: Tensor
+    where: list[Source]
+
+    @classmethod
+    def of(cls, length: int, target: int, align_corners: bool, like: Tensor) -> _Shares | None:
+        """None where both are the same."""
+        if length == target:
+            return None
+        where = sources(length, target, align_corners)
+        above, below, share = torch.tensor(where, dtype=torch.float64).unbind(1)
+        matrix = torch.zeros(target, length, dtype=torch.float64)
+        for places, parts in ((above, 1 - share), (below, share)):
+            matrix.scatter_add_(1, places.long()[:, None], parts[:, None])
+        return cls(matrix.to(like), where)
+
+    def part(self, targets: slice) -> tuple[slice, Tensor]:
+        """The places that some targets lie between, and what these contribute."""
+        where = self.where[targets]
+        used = slice(where[0][0], where[-1][1] + 1)
+        return used, self.matrix[targets, used]
 
 
-def _used(shares: Tensor) -> slice:
-    """From the first to the last column that is not zero."""
-    places = shares.any(0).nonzero()
-    return slice(int(places[0]), int(places[-1]) + 1)
-
-
-def _narrowed(gradient: Tensor, shares: Tensor | None) -> Tensor:
-    """The gradient (B, K, h, w) of what was widened to (B, K, h, W) with these shares (W, w)."""
+def _narrowed(gradient: Tensor, shares: _Shares | None) -> Tensor:
+    """The gradient (B, K, h, w) of what was widened to (B, K, h, W)."""
     if shares is None:
         return gradient
-    narrow = gradient.new_zeros((*gradient.shape[:-1], shares.shape[1]))
-    for left in range(0, len(shares), _COLUMNS):
-        part = shares[left : left + _COLUMNS]
-        used = _used(part)
-        narrow[..., used] += gradient[..., left : left + _COLUMNS] @ part[:, used]
+    narrow = gradient.new_zeros((*gradient.shape[:-1], shares.matrix.shape[1]))
+    for left in range(0, gradient.shape[-1], _COLUMNS):
+        columns = slice(left, left + _COLUMNS)
+        used, part = shares.part(columns)
+        narrow[..., used] += gradient[..., columns] @ part
     return narrow

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from zoo.ops.argmax import argmax
 
 Reader = Callable[[int, int], Tensor]
+Source = tuple[int, int, float]  # of a place in a resized row: the two places it lies between, the share of the second
 
 # Scores of a strip. On the CPU 32 MiB, a last-level cache's worth; elsewhere 512 MiB, so that there is one strip
 # unless that would be a burden. Few rows would be resized over and over along the other axis.
@@ -61,10 +62,10 @@ class Strips:
 
         def read(top: int, bottom: int) -> Tensor:
             if bottom - top == height:
-                whole = _at_least_float(self.whole())
+                whole = at_least_float(self.whole())
                 return F.interpolate(whole, size=(height, width), mode="bilinear", align_corners=align_corners)
             first, last = where[top][0], where[bottom - 1][1]
-            source = _widened(_at_least_float(self.read(first, last + 1)), width, align_corners)
+            source = _widened(at_least_float(self.read(first, last + 1)), width, align_corners)
             rows = source.new_empty((*source.shape[:2], bottom - top, width))
             for row, (above, below, share) in zip(rows.unbind(-2), where[top:bottom], strict=True):
                 # In the order of torch's kernel and, as there, with the last product and sum in one operation.
@@ -187,7 +188,7 @@ class WindowMean:
         self.start, self.finished = top, self.tops[0] if self.tops else self.shape[2]
 
 
-def sources(length: int, target: int, align_corners: bool) -> list[tuple[int, int, float]]:
+def sources(length: int, target: int, align_corners: bool) -> list[Source]:
     """For each of `target` rows: the two of `length` rows it lies between and the share of the second, as torch's."""
     rows = torch.arange(target, dtype=torch.float32)
     if align_corners:
@@ -208,6 +209,6 @@ def _widened(source: Tensor, width: int, align_corners: bool) -> Tensor:
     return F.interpolate(flat, size=width, mode="linear", align_corners=align_corners).view(*source.shape[:-1], width)
 
 
-def _at_least_float(scores: Tensor) -> Tensor:
+def at_least_float(scores: Tensor) -> Tensor:
     """Half precision as float32: a resize in it would weigh in steps of 1/256 and make logits equal that are not."""
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

@@ -8,16 +8,15 @@ where blocks are fused, and how logits are enlarged (its notebook: bicubic, corn
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.weights.conventions import classes_of, imagenet
 from zoo.weights.encoders import name_encoder
 from zoo.weights.recipe import Recipe
-from zoo.weights.torchvision import VOC
 
 # Its names -> ours; a stage s is block s - 1, the n-th unit or link (from 1) is number n - 1.
 NAMES = (
@@ -59,12 +58,9 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         "align_fusion": True,
         "align_corners": False,
     }
-    statistics = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
-    count = _width(state, "clf_conv")
-    classes: int | Sequence[str] = VOC if count == len(VOC) else count
-    assumed = {key: options[key] for key in ("align_fusion", "align_corners")} | statistics
-    if count == len(VOC):
-        assumed["classes"] = "VOC's"
+    statistics = imagenet()
+    classes, told = classes_of(_width(state, "clf_conv"))
+    assumed = {key: options[key] for key in ("align_fusion", "align_corners")} | statistics | told
     return Recipe(
         source="DrSleep",
         name="refinenet",

@@ -16,15 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.structures import Class
+from zoo.weights.conventions import DEEP_STEM, classes_of, imagenet, under
 from zoo.weights.encoders import name_encoder
 from zoo.weights.mmconfig import read_config
 from zoo.weights.recipe import Recipe
-from zoo.weights.torchvision import VOC
 
 # The parts of a decode head, by model. What else a head may have is no part of these four.
 PARTS = {
@@ -36,7 +35,6 @@ PARTS = {
 LOADABLE = "its FCN, PSPNet, DeepLabV3 and DeepLabV3+ load"
 BASIC = ("resnet18", "resnet34")  # of their blocks mmsegmentation dilates the first convolution alone
 BASE = ("align_corners", "window", "overlap")  # what a config says for any model
-STEM = {"0": "conv1.0", "1": "conv1.1", "3": "conv1.3", "4": "conv1.4", "6": "conv1.6", "7": "bn1"}
 # Inside a ConvModule and a DepthwiseSeparableConvModule -> places in our nn.Sequential.
 CONV = {"conv": 0, "bn": 1}
 SEPARABLE = {"depthwise_conv.conv": 0, "depthwise_conv.bn": 1, "pointwise_conv.conv": 3, "pointwise_conv.bn": 4}
@@ -58,14 +56,14 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         ZooError: another head or backbone, or a setting that has no counterpart here.
     """
     said = read_config(config or {})
-    head, aux = _part(state, "decode_head."), _part(state, "auxiliary_head.")
+    head, aux = under(state, "decode_head."), under(state, "auxiliary_head.")
     if aux and all(key.startswith("0.") for key in aux):  # a list of one
-        aux = _part(aux, "0.")
+        aux = under(aux, "0.")
     name = _find_model(head)
     count = head["conv_seg.weight"].shape[0]
     if count == 1:
         raise ZooError("this head of mmsegmentation has one channel and a threshold: heads with two classes load")
-    encoder, stages = _describe_backbone(_part(state, "backbone."), backbone)
+    encoder, stages = _describe_backbone(under(state, "backbone."), backbone)
     stages["levels"] = 4 if name == "deeplabv3plus" else 2 if aux else 1
     assumed = _settle(stages, said)
     if said.get("bgr"):
@@ -82,9 +80,8 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     assumed |= dict.fromkeys(said.get("unread", ()), "not read")
     if aux and not options["aux_weight"]:
         assumed["auxiliary_head"] = "left out"
-    classes = _classes(config or {}, count)
-    if classes is VOC:
-        assumed["classes"] = "VOC's"
+    classes, told = _classes(config or {}, count)
+    assumed |= told
     return Recipe(
         source="mmseg",
         name=name,
@@ -104,8 +101,7 @@ def _settle(stages: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     conventions = {
         "output_stride": 8,
         "dilation": "previous",
-        "mean": list(IMAGENET_DEFAULT_MEAN),
-        "std": list(IMAGENET_DEFAULT_STD),
+        **imagenet(),
     }
     stages |= {key: said.get(key, value) for key, value in conventions.items()}
     if basic:
@@ -233,7 +229,7 @@ def _describe_backbone(encoder: dict[str, Tensor], named: str | None) -> tuple[d
     """The ResNet's weights under timm's names, and arguments of create_backbone."""
     deep = "stem.0.weight" in encoder
     if deep:
-        encoder = _moved(encoder, {f"stem.{place}": ours for place, ours in STEM.items()})
+        encoder = _moved(encoder, {f"stem.{place}": ours for place, ours in DEEP_STEM.items()})
     first = encoder.get("conv1.0.weight" if deep else "conv1.weight")
     depth = None if first is None else name_encoder({**encoder, "conv1.weight": first})
     if first is None or (named is None and depth is None):
@@ -258,16 +254,16 @@ def _flip(encoder: dict[str, Tensor], stages: dict[str, Any]) -> None:
 # ---- names
 
 
-def _classes(config: Mapping[str, Any], count: int) -> int | Sequence[str] | Sequence[Class]:
-    """Names and colours from beside the weights, VOC's names where 21 have none, or their number."""
+def _classes(config: Mapping[str, Any], count: int) -> tuple[int | Sequence[str] | Sequence[Class], dict[str, Any]]:
+    """Names and colours from beside the weights, else as `classes_of` says."""
     meta = config.get("dataset_meta") or {}
     names = meta.get("classes") or config.get("CLASSES") or ()
     colours = meta.get("palette") or config.get("PALETTE") or ()
     if len(names) == len(colours) == count:
-        return [Class(str(name), (int(r), int(g), int(b))) for name, (r, g, b) in zip(names, colours, strict=True)]
+        return [Class(str(name), (int(r), int(g), int(b))) for name, (r, g, b) in zip(names, colours, strict=True)], {}
     if len(names) == count:
-        return [str(name) for name in names]
-    return VOC if count == len(VOC) else count
+        return [str(name) for name in names], {}
+    return classes_of(count)
 
 
 def _conv_module(theirs: str, ours: str, first: int = 0, layers: Mapping[str, int] = CONV) -> dict[str, str]:
@@ -282,10 +278,6 @@ def _moved(state: Mapping[str, Tensor], moves: Mapping[str, str]) -> dict[str, T
         module, _, leaf = key.rpartition(".")
         renamed[f"{moves.get(module, module)}.{leaf}"] = value
     return renamed
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _count(names: Iterable[str], module: str) -> int:

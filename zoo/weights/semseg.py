@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.weights.conventions import DEEP_STEM, classes_of, imagenet
 from zoo.weights.encoders import name_encoder
 from zoo.weights.recipe import Recipe
-from zoo.weights.torchvision import VOC
 
-DEEP_STEM = {"0": "conv1.0", "1": "conv1.1", "3": "conv1.3", "4": "conv1.4", "6": "conv1.6", "7": "bn1"}
 PLAIN_STEM = {"0": "conv1", "1": "bn1"}
 CONVENTIONS = {"align_corners": True, "output_stride": 8, "dilation": "full"}
 
@@ -52,6 +50,7 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     if bins != 4:
         raise ZooError(f"this PSPNet pools {bins} grids, and keys cannot tell which: the papers' 1, 2, 3, 6 load")
     count, hidden = state["cls.4.weight"].shape[:2]
+    classes, told = classes_of(count)
     options: dict[str, Any] = {
         "bins": [1, 2, 3, 6],
         "pool_channels": state["ppm.features.0.1.weight"].shape[0],
@@ -61,16 +60,16 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     }
     if options["aux_weight"]:
         options["aux_channels"] = state["aux.4.weight"].shape[1]
-    statistics = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
+    statistics = imagenet()
     stages = {key: value for key, value in CONVENTIONS.items() if key != "align_corners"}
     return Recipe(
         source="semseg",
         name="pspnet",
-        classes=VOC if count == len(VOC) else count,
+        classes=classes,
         backbone={"name": name, "levels": 2 if options["aux_weight"] else 1, **stages, **statistics},
         options=options,
         state={**{f"backbone.model.{key}": value for key, value in encoder.items()}, **heads},
-        assumed={**CONVENTIONS, **statistics} | ({"classes": "VOC's"} if count == len(VOC) else {}),
+        assumed={**CONVENTIONS, **statistics, **told},
     )
 
 

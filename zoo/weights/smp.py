@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.models.backbone import create_backbone
+from zoo.weights.conventions import imagenet, under
 from zoo.weights.encoders import first_convolution, name_encoder
 from zoo.weights.recipe import Recipe
 
@@ -57,7 +57,7 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     for key, name in OTHERS.items():
         if any(known.startswith(key) for known in state):
             raise ZooError(f"smp's {name} is not in this zoo yet: {LOADABLE}")
-    encoder = _part(state, "encoder.")
+    encoder = under(state, "encoder.")
     stages, encoder, assumed = _describe_encoder(encoder, config, backbone)
     if "decoder.aspp.convs.0.0.weight" in state:
         name, options, heads = _deeplabv3(state, stages, config)
@@ -103,8 +103,8 @@ def _unet(
         "interpolation": config.get("decoder_interpolation", "nearest"),
     }
     heads = {
-        f"decoder.{key.replace('.attention.', '.')}": value for key, value in _part(state, "decoder.").items()
-    } | _prefixed("head.", _part(state, "segmentation_head.0."))
+        f"decoder.{key.replace('.attention.', '.')}": value for key, value in under(state, "decoder.").items()
+    } | _prefixed("head.", under(state, "segmentation_head.0."))
     return "unet", options, heads
 
 
@@ -117,7 +117,7 @@ def _deeplabv3(
     places = {"decoder.aspp.": "0.", "decoder.conv.": "1.", "decoder.bn.": "2.", "segmentation_head.0.": "4."}
     heads: dict[str, Tensor] = {}
     for theirs, ours in places.items():
-        heads |= _prefixed(f"classifier.{ours}", _part(state, theirs))
+        heads |= _prefixed(f"classifier.{ours}", under(state, theirs))
     return "deeplabv3", options, heads
 
 
@@ -148,7 +148,7 @@ def _deeplabv3plus(
     }
     heads: dict[str, Tensor] = {}
     for theirs, ours in places.items():
-        heads |= _prefixed(ours, _part(state, theirs))
+        heads |= _prefixed(ours, under(state, theirs))
     return "deeplabv3plus", options, heads
 
 
@@ -183,10 +183,10 @@ def _pspnet(
     heads: dict[str, Tensor] = {}
     for branch in range(4):
         for theirs, ours in (("0", "1"), ("1", "2")):
-            part = _part(state, f"decoder.psp.blocks.{branch}.pool.1.{theirs}.")
-            heads |= _prefixed(f"ppm.features.{branch}.{ours}.", part)
-    heads |= _prefixed("cls.", _part(state, "decoder.conv.")) | _prefixed(
-        "cls.4.", _part(state, "segmentation_head.0.")
+            layer = under(state, f"decoder.psp.blocks.{branch}.pool.1.{theirs}.")
+            heads |= _prefixed(f"ppm.features.{branch}.{ours}.", layer)
+    heads |= _prefixed("cls.", under(state, "decoder.conv.")) | _prefixed(
+        "cls.4.", under(state, "segmentation_head.0.")
     )
     width = fuse.shape[1] // 2  # smp concatenates [pools, features], we [features, pools]
     heads["cls.0.weight"] = torch.cat([fuse[:, width:], fuse[:, :width]], dim=1)
@@ -237,7 +237,7 @@ def _describe_encoder(
             raise ZooError(
                 "this is one of smp's timm encoders (`tu-`), and keys cannot tell which: zoo.load(x, backbone=NAME)"
             )
-        renamed, in_channels = _timm_names(name, _part(encoder, "model."))
+        renamed, in_channels = _timm_names(name, under(encoder, "model."))
         return {"name": name, "in_channels": in_channels, "dilation": "previous"}, renamed, {"mean and std": "timm's"}
     name = name_encoder(encoder) or ""
     if not name:
@@ -249,7 +249,7 @@ def _describe_encoder(
     stages: dict[str, Any] = {"name": name, "in_channels": 3 if stem is None else stem.shape[1], "dilation": "full"}
     assumed: dict[str, Any] = {}
     if stages["in_channels"] == 3:
-        assumed = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
+        assumed = imagenet()
     if name.startswith("densenet"):
         stages["taps"] = "transition"
     return {**stages, **assumed}, dict(encoder), assumed
@@ -278,10 +278,6 @@ def _weight(state: Mapping[str, Tensor], key: str) -> Tensor:
     if key not in state:
         raise ZooError(f"these look like weights of smp, but have no {key}: is the file whole?")
     return state[key]
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

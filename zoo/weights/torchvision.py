@@ -7,23 +7,18 @@ block of a dilated stage at the rate before, and that MobileNetV3 does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.models.backbone import create_backbone
+from zoo.weights.conventions import classes_of, imagenet
 from zoo.weights.encoders import name_encoder
 from zoo.weights.recipe import Recipe
 
-# The classes of every published file (COCO images, VOC's labels).
-VOC = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 # torchvision gives its MobileNetV3 these, timm's default is 1e-5 and 0.1.
 MOBILENET: dict[str, Any] = {"name": "mobilenetv3_large_100", "output_stride": 16, "bn_eps": 1e-3, "bn_momentum": 0.01}
 
@@ -69,13 +64,10 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         raise ZooError("torchvision publishes LR-ASPP on MobileNetV3 alone, and this encoder is another")
     else:
         raise ZooError("these ResNet weights are of no depth torchvision publishes: name it, zoo.load(x, backbone=...)")
-    statistics = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
-    count = last.shape[0]
-    classes: int | Sequence[str] = VOC if count == len(VOC) else count
+    statistics = imagenet()
+    classes, told = classes_of(last.shape[0])
     assumed: dict[str, Any] = {key: options[key] for key in ("align_corners", "rates") if key in options}
-    assumed |= {key: stages[key] for key in ("output_stride", "dilation")} | statistics
-    if count == len(VOC):
-        assumed["classes"] = "VOC's"
+    assumed |= {key: stages[key] for key in ("output_stride", "dilation")} | statistics | told
     return Recipe(
         source="torchvision",
         name=model,

@@ -8,18 +8,17 @@ that logits are resized without aligned corners, and that the output stride is 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.models.backbone import create_backbone
+from zoo.weights.conventions import classes_of, imagenet
 from zoo.weights.encoders import name_encoder
 from zoo.weights.recipe import Recipe
-from zoo.weights.torchvision import VOC
 
 # Its other encoders, by a key that only they have.
 OTHERS = {"backbone.conv4.pointwise.weight": "Xception", "backbone.transition1.0.0.weight": "HRNet"}
@@ -60,16 +59,13 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     last = "classifier.3.weight" if plus else "classifier.4.weight"
     if last not in heads:
         raise ZooError(f"these look like weights of VainF, but have no classifier.{last}: is the file whole?")
-    count = heads[last].shape[0]
-    classes: int | Sequence[str] = VOC if count == len(VOC) else count
+    classes, told = classes_of(heads[last].shape[0])
     options: dict[str, Any] = {"align_corners": False, "dropout": 0.1, "aux_weight": 0.0, "rates": "auto"}
     if plus:
         options |= {"decoder_convs": 1, "separable": "smp" if "classifier.0.body.0.weight" in heads else None}
     stages |= {"output_stride": 16, "dilation": "previous", "levels": 4 if plus else 1}
-    statistics = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
-    assumed = {"output_stride": 16, "dilation": "previous", "align_corners": False, **statistics}
-    if count == len(VOC):
-        assumed["classes"] = "VOC's"
+    statistics = imagenet()
+    assumed = {"output_stride": 16, "dilation": "previous", "align_corners": False, **statistics, **told}
     return Recipe(
         source="VainF",
         name="deeplabv3plus" if plus else "deeplabv3",

@@ -8,15 +8,15 @@ same keys and needs `at_once=True`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.models import MODELS
+from zoo.weights.conventions import classes_of
 from zoo.weights.recipe import Recipe
-from zoo.weights.torchvision import VOC
 
 # Of RGB in 0..255.
 MEAN = (122.67891434, 116.66876762, 104.00698793)
@@ -46,8 +46,7 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     for key, value in state.items():
         layer, _, kind = key.rpartition(".")
         weights[f"{names.get(layer, layer)}.{kind}"] = value.flip(1) if key == "conv1_1.weight" else value
-    count = state["score_fr.weight"].shape[0]
-    classes: int | Sequence[str] = VOC if count == len(VOC) else count
+    classes, told = classes_of(state["score_fr.weight"].shape[0])
     statistics = {"mean": [value / 255 for value in MEAN], "std": [1 / 255] * 3}
     options: dict[str, Any] = {"padding": "caffe"}
     if name == "fcn8s":
@@ -59,7 +58,7 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         backbone={"name": backbone or "vgg16", **MODELS[name].needs, **statistics},  # type: ignore[attr-defined]
         options=options,
         state=weights,
-        assumed={**options, **statistics, **({"classes": "VOC's"} if count == len(VOC) else {})},
+        assumed={**options, **statistics, **told},
     )
 
 
