@@ -24,12 +24,27 @@ def dilations(module: nn.Module) -> list[int]:
 
 @pytest.mark.parametrize(
     ("backbone", "aux_weight", "expected"),
-    [("resnet50", 0, 39_638_869), ("resnet50", 0.5, 42_004_074), ("resnet101", 0.5, 60_996_202)],
+    [
+        ("resnet50", 0, 39_638_869),
+        ("resnet50", 0.5, 42_004_074),
+        ("resnet101", 0, 58_630_997),
+        ("resnet101", 0.5, 60_996_202),
+        ("mobilenetv3_large_100", 0, 11_025_477),
+    ],
 )
 def test_parameters_of_torchvision(backbone: str, aux_weight: float, expected: int) -> None:
     with torch.device("meta"):
         model = create_model("deeplabv3", 21, backbone, aux_weight=aux_weight)
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def test_parameters_of_the_mobile_ones() -> None:
+    """torchvision's, whose auxiliary head reads an early block, and VainF's."""
+    early = create_model("deeplabv3", 21, "mobilenetv3_large_100", output_stride=16, aux_module="blocks.2.0")
+    assert sum(parameter.numel() for parameter in early.parameters()) == 11_029_328
+    with torch.device("meta"):
+        vainf = create_model("deeplabv3", 21, "mobilenetv2_100", output_stride=16, aux_weight=0)
+    assert sum(parameter.numel() for parameter in vainf.parameters()) == 5_113_877
 
 
 @pytest.mark.parametrize(("stride", "expected"), [(8, [12, 24, 36]), (16, [6, 12, 18]), (32, [3, 6, 9])])

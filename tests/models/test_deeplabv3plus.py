@@ -21,6 +21,7 @@ SMP: dict[str, Any] = {"decoder_convs": 1, "separable": "smp", "post_conv": True
     [
         ("resnet50", VAINF, 39_761_845),
         ("resnet101", VAINF, 58_753_973),
+        ("mobilenetv2_100", VAINF, 5_225_717),
         ("resnet50", SMP, 26_682_725),
         ("resnet101", SMP, 45_674_853),
     ],

@@ -10,9 +10,18 @@ from zoo.errors import ZooError
 from zoo.models import create_model
 
 
-@pytest.mark.parametrize(("aux_weight", "expected"), [(0.5, 35_322_218), (0, 32_957_013)])
-def test_parameters_of_torchvision(aux_weight: float, expected: int) -> None:
-    model = create_model("fcn", 21, "resnet50", aux_weight=aux_weight)
+@pytest.mark.parametrize(
+    ("backbone", "aux_weight", "expected"),
+    [
+        ("resnet50", 0.5, 35_322_218),
+        ("resnet50", 0, 32_957_013),
+        ("resnet101", 0.5, 54_314_346),
+        ("resnet101", 0, 51_949_141),
+    ],
+)
+def test_parameters_of_torchvision(backbone: str, aux_weight: float, expected: int) -> None:
+    with torch.device("meta"):
+        model = create_model("fcn", 21, backbone, aux_weight=aux_weight)
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 

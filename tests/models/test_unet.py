@@ -35,7 +35,13 @@ def test_parameters_of_the_paper(channels: int, classes: int, padding: str, expe
 
 @pytest.mark.parametrize(
     ("backbone", "expected"),
-    [("resnet18", 14_331_109), ("resnet34", 24_439_269), ("resnet50", 32_524_005), ("vgg16_bn", 23_759_589)],
+    [
+        ("resnet18", 14_331_109),
+        ("resnet34", 24_439_269),
+        ("resnet50", 32_524_005),
+        ("vgg16", 23_751_141),
+        ("vgg16_bn", 23_759_589),
+    ],
 )
 def test_parameters_of_smp(backbone: str, expected: int) -> None:
     assert count(create_model("unet", 21, backbone)) == expected
