@@ -28,6 +28,12 @@ def test_equals() -> None:
     golden.check(NAME, model)
 
 
+def test_the_deeper_one_equals() -> None:
+    model = zoo.load(golden.fill(golden.shapes("semseg_pspnet101")))
+    assert model.backbone.name == "resnet101s"
+    golden.check("semseg_pspnet101", model)
+
+
 def test_what_shapes_tell() -> None:
     shapes = golden.shapes(NAME)
     whole = semseg.recipe(described(shapes))

@@ -125,6 +125,14 @@ def test_golden_and_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "wkentaro's fcn8s on vgg16; assumed padding=caffe, at_once=False" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["fcn16s", "fcn32s"])
+@torch.no_grad()
+def test_golden_of_the_stages_before(name: str) -> None:
+    model = zoo.load(golden.fill(golden.shapes(f"wkentaro_{name}")))
+    assert (model.header["name"], model.caffe) == (name, True)
+    golden.check(f"wkentaro_{name}", model)
+
+
 @pytest.mark.parametrize("name", sorted(set(NAME.values())))
 def test_which_model_the_keys_are_of(name: str) -> None:
     state = golden.fill(layout(name, 2, classes=7))
