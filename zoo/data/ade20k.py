@@ -7,12 +7,13 @@ The official score (CSAILVision/sceneparsing) is the mean IoU of the 150 classes
 its own size, and pixel accuracy over labelled pixels; the challenge ranks by the mean of the two. Whatever is predicted
 where the truth is 0 counts nowhere. The official code counts a class that is in neither truth nor prediction 0: on a
 part of val that lacks classes that is ``absent="zero"`` of `SemanticMetric`; on all of val every class occurs, and the
-default is the same. The truth of test is hidden.
+other rules give the same. The truth of test is hidden.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from zoo.data.base import Dataset
@@ -187,6 +188,7 @@ ADEChallengeData2016/                      ADEChallengeData2016.zip
 """
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     table = CLASSES
+    metric_options = MappingProxyType({"absent": "zero"})
 
     def index(self) -> list[tuple[Path, Path]]:
         return paired(*self.files())

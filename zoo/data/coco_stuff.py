@@ -7,7 +7,7 @@ are void; eleven of the ids have no annotation anywhere, so 171 classes remain.
 The official score (evaluate_performance.py there) is the mean IoU of the classes from one count over all images, each
 at its own size, with pixel accuracy, mean accuracy and frequency-weighted IoU beside it. Void counts nowhere. A class
 that is not in the truth is left out even where it is predicted: ``absent="truth"`` of `SemanticMetric`. Where every
-class occurs in the truth the metric's default is the same.
+class occurs in the truth the other rules give the same.
 
 The older COCO-Stuff 10k has other splits and MATLAB label files, and is not read.
 """
@@ -15,6 +15,7 @@ The older COCO-Stuff 10k has other splits and MATLAB label files, and is not rea
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from zoo.data.base import Dataset
@@ -216,6 +217,7 @@ coco_stuff/
 """
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     table = CLASSES
+    metric_options = MappingProxyType({"absent": "truth"})
 
     def index(self) -> list[tuple[Path, Path]]:
         return paired(*self.files())
