@@ -62,15 +62,15 @@ def predictor(model: str, how: str) -> Callable[[Tensor], Tensor]:
     peer = PEERS[model]().eval()
 
     @torch.inference_mode()
-    def logits(image: Tensor) -> Tensor:
-        result = peer(functional.normalize(functional.convert_image_dtype(image), MEAN, STD)[None])
+    def logits(images: Tensor) -> Tensor:
+        result = peer(functional.normalize(functional.convert_image_dtype(images), MEAN, STD))
         return result["out"] if isinstance(result, dict) else result
 
     balance(peer, logits)
     if how == "peer":
-        return lambda image: logits(image).argmax(1)[0].to(torch.uint8)
+        return lambda image: logits(image[None]).argmax(1)[0].to(torch.uint8)
     if how == "gaps":
-        return lambda image: gaps(logits(image)[0])
+        return lambda image: gaps(logits(image[None])[0])
     # without overlap: what it adds is time
     windows: dict[str, Any] = {"window": WINDOW, "overlap": 0.0} if how == "windows" else {}
     ours = zoo.load(peer.state_dict(), **windows).eval()
@@ -89,12 +89,13 @@ def balance(network: nn.Module, logits: Callable[[Tensor], Tensor]) -> None:
         norm.train()
         norm.momentum = 1.0
         norm.reset_running_stats()
-    logits(picture((256, 256)))
+    images = picture((256, 512)).unfold(2, 256, 256).permute(2, 0, 1, 3)  # two: a pooled map has one value each
+    logits(images)
     network.eval()
     last = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.out_channels == CLASSES][-1]
     assert last.bias is not None  # a classifier has one
     with torch.no_grad():
-        last.bias -= logits(picture((256, 256))).mean((0, 2, 3))
+        last.bias -= logits(images).mean((0, 2, 3))
 
 
 def gaps(scores: Tensor) -> Tensor:

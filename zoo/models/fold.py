@@ -31,7 +31,8 @@ from zoo.errors import ZooError
 # Convolutions, each with the batch norm that alone reads its output.
 Pairs = list[tuple["ref[nn.Conv2d]", "ref[_BatchNorm]"]]
 
-TOLERANCE = 1e-5  # of the spread of the outputs
+# Of the spread of the outputs. Rounding alone moves those of some ResNet-50s by 3e-5, with norms or without them.
+TOLERANCE = 1e-4
 
 # Values of a weight beyond which its filters are used in turns. oneDNN copies a weight twice before it multiplies, and
 # a head's 2048 x 512 filters of 3x3 are larger than all features: the copies would be the peak of a prediction.
