@@ -363,5 +363,5 @@ def test_a_header_brings_the_geometry_back() -> None:
     images = torch.rand(1, 5, 37, 61)
     assert second.caffe
     assert torch.equal(first(images), second(images))
-    with pytest.raises(zoo.ZooError, match="unexpected  upscore2.weight"):  # the other geometry has no such layers
+    with pytest.raises(zoo.ZooError, match=r"unexpected  upscore2\.weight"):  # the other geometry has no such layers
         zoo.load(model_file(first), padding="same")
