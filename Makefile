@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(RUN) train.py -m model=unet,deeplabv3 experiment=demo
 
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
