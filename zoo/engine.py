@@ -89,7 +89,7 @@ def evaluate(
     Args:
         batch_size: images predicted at a time by each process.
         out: folder for result.json (one that is there is replaced), statistics.npz and pictures; None writes nothing.
-        metric: a metric over the dataset's classes; None is the task's with its defaults.
+        metric: a metric over the dataset's classes; None is the task's, as the dataset asks for it.
 
     Raises:
         ZooError: no class in common, no truth, or a metric over other classes.
@@ -127,7 +127,7 @@ def _evaluate(
     out: Path | None,
     metric: Metric | None,
 ) -> dict[str, float]:
-    metric = metric or create_metric(model.task, dataset.classes)
+    metric = metric or create_metric(model.task, dataset.classes, **dataset.metric_options)
     if [c.name for c in metric.classes] != [c.name for c in dataset.classes]:
         raise ZooError("the metric has other classes than the dataset: build it with dataset.classes")
     if out is not None and fabric.is_global_zero:
@@ -169,7 +169,7 @@ def _fit(
             facts: dict[str, Any] = {"cost": run.cost()}
             if final is not None:
                 run.model.load_state_dict(checkpoint.read(out / "best.ckpt")["state"])
-                metric = create_metric(model.task, final.classes)
+                metric = create_metric(model.task, final.classes, **final.metric_options)
                 scores = measure(fabric, run.model, final, metric, recipe.eval_batch_size, recipe.eval_workers, stop)
                 reported = _report(fabric, run.model, final, metric, scores, out)
                 facts = reported | {"cost": reported["cost"] | facts["cost"]}

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,6 +55,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     """The classes with the ids of the dataset's own files."""
     facts: str = ""
     """What the truth depends on beside names and sizes (options, a version); part of the fingerprint."""
+    metric_options: Mapping[str, Any] = MappingProxyType({})
+    """Options of its task's metric that its official score asks for, as {"max_detections": 1000}."""
 
     def __init__(
         self,

@@ -18,9 +18,8 @@ from zoo.metrics.overlaps import (
     box_areas,
     box_iou,
     boxes_of,
-    groups,
+    intersection_over_union,
     mask_intersections,
-    mask_iou,
     pixel_counts,
 )
 from zoo.structures import VOID, Instances, Target
@@ -65,8 +64,8 @@ class ImagePair:
         self.rank = _ranks(self.labels, self.order)
 
     def _check_labels(self, what: str, labels: Ints, classes: int) -> None:
-        wrong = labels[(labels < 0) | (labels >= classes)]
-        if len(wrong):
+        if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+            wrong = labels[(labels < 0) | (labels >= classes)]
             raise ZooError(
                 f"{self.name}: the {what} has label {wrong[0]} ({len(wrong)} objects with such), but labels are "
                 f"0..{classes - 1}: give the metric the classes of the data"
@@ -110,27 +109,33 @@ class ImagePair:
             return self.target.areas.numpy()
         return self.true_pixels.astype(np.float64) if self.target.masks is not None else box_areas(self.true_boxes)
 
-    def common_pixels(self, wanted: Bools) -> Pairs:
-        """Pixels that the detections `wanted` (D,) have in common with truths of their class."""
-        return mask_intersections(*self.masks, self.pixels, self.blocks(wanted))
+    def candidates(self, limit: int | None = None) -> Bools:
+        """The pairs (D, G) of one class, of at most `limit` detections of it."""
+        same = self.labels[:, None] == self.true_labels
+        return same if limit is None else same & (self.rank < limit)[:, None]
+
+    def common_pixels(self, limit: int | None = None, least: float = 0.0) -> Pairs:
+        """Pixels in common of `candidates(limit)`, without pairs whose areas alone keep the IoU below `least`."""
+        wanted = self.candidates(limit)
+        if least:
+            mine, theirs = self.pixels[:, None], self.true_pixels
+            wanted &= ((mine >= least * theirs) & (theirs >= least * mine)) | self.crowd
+        return mask_intersections(*self.masks, self.pixels, wanted)
 
     def void_pixels(self) -> Ints:
         """Pixels of each detection on void (D,)."""
-        total = np.zeros(len(self.labels), np.int64)
-        if self.void.any():
-            blocks = [(np.arange(len(self.labels)), np.flatnonzero(self.void))]
-            common = mask_intersections(*self.masks, self.pixels, blocks)
-            np.add.at(total, common.detections, common.values)
-        return total
+        on_void = np.broadcast_to(self.void, (len(self.labels), len(self.void)))
+        common = mask_intersections(*self.masks, self.pixels, on_void)
+        return np.bincount(common.detections, common.values, len(self.labels)).astype(np.int64)
 
     def mask_iou(self, common: Pairs, crowd: bool = True) -> Pairs:
         """IoU from common pixels; with `crowd`, that with crowds is intersection over detection."""
         crowds = self.crowd if crowd else np.zeros_like(self.crowd)
-        return mask_iou(common, self.pixels, self.true_pixels, crowds)
+        return intersection_over_union(common, self.pixels, self.true_pixels, crowds)
 
-    def box_iou(self, wanted: Bools) -> Pairs:
-        """IoU of boxes of the detections `wanted` (D,) and truths of their class."""
-        return box_iou(self.boxes, self.true_boxes, self.crowd, self.blocks(wanted))
+    def box_iou(self, limit: int) -> Pairs:
+        """IoU of the boxes of `candidates(limit)`."""
+        return box_iou(self.boxes, self.true_boxes, self.crowd, self.candidates(limit))
 
     def keypoints(self, count: int) -> tuple[Floats, Floats]:
         """Keypoints (D,P,3) and (G,P,3), P = `count`. ZooError where they are missing or of another number."""
@@ -154,13 +159,6 @@ class ImagePair:
         counts = cases(in_ranges(self.true_areas)) * (~self.crowd if counted is None else counted)
         outside = cases(~in_ranges(areas))
         return np.stack(match(iou, self.place, counts, self.crowd, outside, _REACHABLE), 1) * allowed[:, None]
-
-    def blocks(self, wanted: Bools) -> list[tuple[Ints, Ints]]:
-        """The rows of detections `wanted` (D,) and of truths, class by class."""
-        if wanted.all():
-            return groups(self.labels, self.true_labels)
-        rows = np.flatnonzero(wanted)
-        return [(rows[d], g) for d, g in groups(self.labels[rows], self.true_labels)]
 
 
 def _on_cpu(instances: Instances) -> Instances:

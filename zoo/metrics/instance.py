@@ -150,8 +150,10 @@ class InstanceMetric(Metric):
         outcomes: Rows = {}
         others: Rows = {}
         if self.needs_masks and pair.has_masks:
-            everything = self.cityscapes or self.objects is not None
-            common = pair.common_pixels(np.ones(len(pair.rank), bool) if everything else pair.rank < limit)
+            if self.cityscapes or self.objects is not None:
+                common = pair.common_pixels()
+            else:
+                common = pair.common_pixels(limit, least=IOU_THRESHOLDS[0])
             outcomes |= self._mask_outcomes(pair, common, limit)
             if self.objects is not None:
                 others |= self._object_rows(pair, common, self.objects)
@@ -161,7 +163,7 @@ class InstanceMetric(Metric):
             outcomes |= self._without_masks(len(pair.rank))
             others |= {} if self.objects is None else _no_objects(len(self.classes))
         if "boxes" in self.families:
-            outcomes["boxes"] = pair.outcomes(pair.box_iou(pair.rank < limit), box_areas(pair.boxes), limit)
+            outcomes["boxes"] = pair.outcomes(pair.box_iou(limit), box_areas(pair.boxes), limit)
         if self.sigmas is not None:
             outcomes["keypoints"], seen = _keypoint_outcomes(pair, self.sigmas)
             flags |= _LABELLED * seen
@@ -292,8 +294,8 @@ def _limits(given: int | Sequence[int]) -> tuple[int, ...]:
 def _keypoint_outcomes(pair: ImagePair, sigmas: Sequence[float]) -> tuple[Ints, Bools]:
     """Right and wrong (D,2), and the truths (G,) that count: with a labelled keypoint, and no crowds."""
     mine, theirs = pair.keypoints(len(sigmas))
-    blocks = pair.blocks(pair.rank < KEYPOINT_DETECTIONS)
-    similar = oks.similarities(mine, theirs, pair.true_boxes, pair.true_areas, sigmas, blocks)
+    wanted = pair.candidates(KEYPOINT_DETECTIONS)
+    similar = oks.similarities(mine, theirs, pair.true_boxes, pair.true_areas, sigmas, wanted)
     seen = oks.labelled(theirs) & ~pair.crowd
     return pair.outcomes(similar, oks.extents(mine), KEYPOINT_DETECTIONS, seen), seen
 

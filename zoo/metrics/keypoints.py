@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zoo.metrics.overlaps import Bools, Floats, Ints, Pairs, from_table, join
+from zoo.metrics.overlaps import Bools, Floats, Pairs, above_zero
 
 COCO_SIGMAS = (
     0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087,
@@ -36,29 +36,22 @@ def extents(keypoints: Floats) -> Floats:
 
 
 def similarities(
-    detected: Floats,
-    true: Floats,
-    boxes: Floats,
-    areas: Floats,
-    sigmas: Sequence[float],
-    blocks: Sequence[tuple[Ints, Ints]],
+    detected: Floats, true: Floats, boxes: Floats, areas: Floats, sigmas: Sequence[float], wanted: Bools
 ) -> Pairs:
-    """OKS of detections (D,P,3) and truths (G,P,3) in each block, with the truths' boxes (G,4) and areas (G,)."""
+    """OKS of the pairs `wanted` (D, G) of detections (D,P,3) and truths (G,P,3), with the truths' boxes and areas."""
     spread = (2 * np.asarray(sigmas)) ** 2
-    parts = []
-    for d, g in blocks:
-        table = np.zeros((len(d), len(g)))
-        for column, truth in enumerate(g.tolist()):
-            seen = true[truth, :, 2] > 0
-            if seen.any():
-                x, y = np.moveaxis(detected[d, :, :2] - true[truth, :, :2], -1, 0)
-            else:
-                x, y = _beyond(detected[d, :, :2], boxes[truth])
-                seen = np.ones_like(seen)
-            far = (x**2 + y**2) / spread / (areas[truth] + np.spacing(1)) / 2
-            table[:, column] = np.exp(-far[:, seen]).sum(1) / seen.sum()
-        parts.append(from_table(table, d, g))
-    return join(parts)
+    table = np.zeros(wanted.shape)
+    for g in np.flatnonzero(wanted.any(0)).tolist():
+        d = np.flatnonzero(wanted[:, g])
+        seen = true[g, :, 2] > 0
+        if seen.any():
+            x, y = np.moveaxis(detected[d, :, :2] - true[g, :, :2], -1, 0)
+        else:
+            x, y = _beyond(detected[d, :, :2], boxes[g])
+            seen = np.ones_like(seen)
+        far = (x**2 + y**2) / spread / (areas[g] + np.spacing(1)) / 2
+        table[d, g] = np.exp(-far[:, seen]).sum(1) / seen.sum()
+    return above_zero(table)
 
 
 def _beyond(points: Floats, box: Floats) -> tuple[Floats, Floats]:

@@ -122,27 +122,28 @@ def curves(labels: Ints, right: Ints, wrong: Ints, objects: Ints) -> Curves:
     bounds = np.searchsorted(labels[order], np.arange(len(objects) + 1))
     for k in np.flatnonzero(objects.any(1)).tolist():
         rows = order[bounds[k] : bounds[k + 1]]
-        hits, misses = unpacked(right[rows]), unpacked(wrong[rows])
-        for a in np.flatnonzero(objects[k]).tolist():
-            for t in range(T):
-                case = a * T + t
-                at = np.flatnonzero(hits[case])
-                recall[k, a, t] = len(at) / objects[k, a]
-                precision[k, a, t] = _mean_precision(at, misses[case], int(objects[k, a]))
+        defined = objects[k] > 0
+        both = _of_class(_unpacked(right[rows]), _unpacked(wrong[rows]), objects[k])
+        precision[k, defined], recall[k, defined] = both.precision[defined], both.recall[defined]
     return Curves(precision, recall)
 
 
-def unpacked(bits: Ints) -> Bools:
+def _unpacked(bits: Ints) -> Bools:
     """(D,) -> (CASES, D)."""
     return (bits >> np.arange(CASES)[:, None] & 1).astype(bool)
 
 
-def _mean_precision(at: Ints, misses: Bools, objects: int) -> float:
-    """The mean over 101 recalls of the highest precision at that recall or above, from the places of the hits."""
-    if not len(at):
-        return 0.0
-    found = np.arange(1, len(at) + 1)
-    precision = found / (found + np.cumsum(misses)[at])
-    highest = np.maximum.accumulate(precision[::-1])[::-1]
-    reached = np.searchsorted(found / objects, RECALLS)
-    return float(highest[reached[reached < len(at)]].sum() / len(RECALLS))
+def _of_class(hits: Bools, misses: Bools, objects: Ints) -> Curves:
+    """Precision and recall (A, T) of one class: hits and misses (CASES, D), and the objects that count (A,)."""
+    case, at = np.nonzero(hits)
+    total = np.bincount(case, minlength=CASES)
+    nth = np.arange(len(case)) - np.repeat(np.cumsum(total) - total, total)
+    at_hit = np.zeros((CASES, int(total.max()) + 1))  # precision at the n-th hit, 0 where there are fewer
+    at_hit[case, nth] = (nth + 1) / (nth + 1 + np.cumsum(misses, axis=1)[case, at])
+    best = np.maximum.accumulate(at_hit[:, ::-1], axis=1)[:, ::-1].reshape(len(AREAS), T, -1)
+    precision = np.zeros((len(AREAS), T))
+    for a in np.flatnonzero(objects).tolist():
+        # The hit at which each recall is reached, as the division of floats has it.
+        needed = np.searchsorted(np.arange(1, objects[a] + 1) / objects[a], RECALLS)
+        precision[a] = best[a][:, np.minimum(needed, best.shape[2] - 1)].sum(1) / len(RECALLS)
+    return Curves(precision, total.reshape(len(AREAS), T) / np.maximum(objects, 1)[:, None])

@@ -9,7 +9,6 @@ IoU is as in the COCO API: intersection / union, and for a crowd intersection / 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -25,6 +24,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+_CHEAP = 100  # pairs that cost less than another call of pycocotools
 FEW = 8  # true objects of a class: up to that many, a detection's own box costs more than it saves
 
 
@@ -40,26 +40,15 @@ class Pairs(NamedTuple):
         return Pairs(self.detections[keep], self.truths[keep], self.values[keep])
 
 
-def groups(detected: Ints, true: Ints) -> list[tuple[Ints, Ints]]:
-    """For each label that both have, the rows with it: labels (D,) and (G,)."""
-    return [
-        (np.flatnonzero(detected == label), np.flatnonzero(true == label))
-        for label in sorted(set(detected.tolist()) & set(true.tolist()))
-    ]
+def nothing() -> Pairs:
+    """No pairs."""
+    return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
-def join(parts: Sequence[Pairs]) -> Pairs:
-    """All pairs of several lists."""
-    if not parts:
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    detections, truths, values = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Pairs(detections, truths, values)
-
-
-def from_table(table: NDArray[Any], rows: Ints, columns: Ints) -> Pairs:
-    """The pairs with a value above 0 of a table (d, g) between detections `rows` (d,) and truths `columns` (g,)."""
+def above_zero(table: NDArray[Any]) -> Pairs:
+    """The pairs with a value above 0 of a table (D, G)."""
     d, g = np.nonzero(table > 0)
-    return Pairs(rows[d], columns[g], table[d, g])
+    return Pairs(d, g, table[d, g])
 
 
 def pixel_counts(masks: Masks) -> Ints:
@@ -70,33 +59,44 @@ def pixel_counts(masks: Masks) -> Ints:
     return np.asarray(coco.area(masks.rle()), np.int64) if len(masks) else np.zeros(0, np.int64)
 
 
-def mask_intersections(predicted: Masks, true: Masks, sizes: Ints, blocks: Sequence[tuple[Ints, Ints]]) -> Pairs:
-    """Common pixels, int64, of the detections and truths of each block (rows of `predicted`, rows of `true`).
-
-    `sizes` (D,) are the pixels of the detections.
-    """
-    if not blocks:
-        return join([])
+def mask_intersections(predicted: Masks, true: Masks, sizes: Ints, wanted: Bools) -> Pairs:
+    """Common pixels, int64, of the pairs `wanted` (D, G); `sizes` (D,) are the pixels of the detections."""
+    if not wanted.any():
+        return nothing()
     if predicted.is_dense:
-        dense = predicted.dense().cpu().numpy()
-        return join([_intersect_dense(dense, true.crops(g.tolist()), d, g) for d, g in blocks])
+        return _intersect_dense(predicted.dense().cpu().numpy(), true, wanted)
     mine, theirs = predicted.rle(), true.rle()
-    parts = []
-    for d, g in blocks:
+    table = np.zeros(wanted.shape)
+    for rows, columns in _blocks(wanted):
         # As if all were crowds: the intersection over the detection, from which whole pixels come back exactly.
-        shares = coco.iou([mine[i] for i in d.tolist()], [theirs[i] for i in g.tolist()], [1] * len(g))
-        parts.append(from_table(np.rint(shares * sizes[d][:, None]).astype(np.int64), d, g))
-    return join(parts)
+        crowds = [1] * len(columns)
+        table[np.ix_(rows, columns)] = coco.iou(
+            [mine[i] for i in rows.tolist()], [theirs[i] for i in columns.tolist()], crowds
+        )
+    table *= wanted
+    return above_zero(np.rint(table * sizes[:, None]).astype(np.int64))
 
 
-def _intersect_dense(dense: Bools, truths: Sequence[Crop], rows: Ints, columns: Ints) -> Pairs:
+def _blocks(wanted: Bools) -> list[tuple[Ints, Ints]]:
+    """Rows and columns that hold all pairs wanted: one block, or one for each class where that spares most pairs."""
+    rows, columns = np.flatnonzero(wanted.any(1)), np.flatnonzero(wanted.any(0))
+    if len(rows) * len(columns) <= 4 * np.count_nonzero(wanted) + _CHEAP:
+        return [(rows, columns)]
+    alike: dict[bytes, list[int]] = {}
+    for column in columns.tolist():
+        alike.setdefault(wanted[:, column].tobytes(), []).append(column)
+    return [(np.flatnonzero(wanted[:, own[0]]), np.array(own)) for own in alike.values()]
+
+
+def _intersect_dense(dense: Bools, true: Masks, wanted: Bools) -> Pairs:
+    columns = np.flatnonzero(wanted.any(0)).tolist()
+    truths = dict(zip(columns, true.crops(columns), strict=True))
     found: list[tuple[int, int, int]] = []
-    for d in rows.tolist():
-        mask, x, y = dense[d], 0, 0
-        if len(truths) > FEW:
-            mask, x, y = crop_dense(mask)
-        for g, truth in zip(columns.tolist(), truths, strict=True):
-            pixels = common_pixels((mask, x, y), truth)
+    for d in np.flatnonzero(wanted.any(1)).tolist():
+        own = np.flatnonzero(wanted[d]).tolist()
+        crop = crop_dense(dense[d]) if len(own) > FEW else (dense[d], 0, 0)
+        for g in own:
+            pixels = common_pixels(crop, truths[g])
             if pixels:
                 found.append((d, g, pixels))
     table = np.array(found, np.int64).reshape(-1, 3)
@@ -114,8 +114,8 @@ def common_pixels(first: Crop, second: Crop) -> int:
     return int(np.count_nonzero(both))
 
 
-def mask_iou(common: Pairs, detected: Ints, true: Ints, crowd: Bools) -> Pairs:
-    """IoU of pairs with `common` pixels, from the areas (D,) and (G,) of all masks."""
+def intersection_over_union(common: Pairs, detected: NDArray[Any], true: NDArray[Any], crowd: Bools) -> Pairs:
+    """IoU of pairs with an area in `common`, from the areas (D,) and (G,) of all; crowds (G,) as said above."""
     mine = detected[common.detections]
     whole = np.where(crowd[common.truths], mine, mine + true[common.truths] - common.values)
     return common._replace(values=common.values / whole)
@@ -126,17 +126,12 @@ def box_areas(boxes: Floats) -> Floats:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def box_iou(detected: Floats, true: Floats, crowd: Bools, blocks: Sequence[tuple[Ints, Ints]]) -> Pairs:
-    """IoU of boxes (D,4) and (G,4) of each block, in double precision."""
-    parts = []
-    for d, g in blocks:
-        mine, theirs = detected[d][:, None], true[g][None]
-        sides = np.minimum(mine[..., 2:], theirs[..., 2:]) - np.maximum(mine[..., :2], theirs[..., :2])
-        common = np.where((sides > 0).all(-1), sides[..., 0] * sides[..., 1], 0.0)
-        sizes = box_areas(detected[d])[:, None]
-        whole = np.where(crowd[g], sizes, sizes + box_areas(true[g]) - common)
-        parts.append(from_table(np.divide(common, whole, out=np.zeros_like(common), where=common > 0), d, g))
-    return join(parts)
+def box_iou(detected: Floats, true: Floats, crowd: Bools, wanted: Bools) -> Pairs:
+    """IoU of the boxes (D,4) and (G,4) of the pairs `wanted` (D, G), in double precision."""
+    mine, theirs = detected[:, None], true[None]
+    sides = np.minimum(mine[..., 2:], theirs[..., 2:]) - np.maximum(mine[..., :2], theirs[..., :2])
+    common = above_zero(sides[..., 0] * sides[..., 1] * ((sides[..., 0] > 0) & (sides[..., 1] > 0) & wanted))
+    return intersection_over_union(common, box_areas(detected), box_areas(true), crowd)
 
 
 def boxes_of(masks: Masks | None, boxes: torch.Tensor | None) -> Floats:
