@@ -72,12 +72,27 @@ def _inside(labels: Tensor, distance: int) -> Tensor:
 def boundary_crop(crop: Crop, distance: int) -> Crop:
     """The boundary of one mask: the part of the crop within `distance` of its outside, and the crop's place."""
     mask, left, top = crop
-    width = 2 * distance + 1
-    if min(mask.shape) < width:  # nowhere is so deep inside
+    height, width = mask.shape
+    if min(height, width) <= 2 * distance:  # nowhere is so deep inside
         return crop
-    square = np.ones((width, width), np.uint8)
-    inner = cv2.erode(np.ascontiguousarray(mask).view(np.uint8), square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return mask & (inner == 0), left, top
+    edge = mask.copy()
+    inside = edge[distance : height - distance, distance : width - distance]
+    np.greater(inside, _eroded(mask, 2 * distance + 1), out=inside)
+    return edge, left, top
+
+
+def _eroded(mask: Bools, width: int) -> Bools:
+    """Where squares of `width` pixels lie in the mask, (H,W) -> (H - width + 1, W - width + 1).
+
+    The side of the squares doubles at each step, so there are few.
+    """
+    span = 1
+    while span < width:
+        step = min(span, width - span)
+        mask = mask[:-step] & mask[step:]
+        mask = mask[:, :-step] & mask[:, step:]
+        span += step
+    return mask
 
 
 def boundary_overlaps(predicted: Masks, true: Masks, iou: Pairs, crowd: Bools, distance: int) -> Pairs:
