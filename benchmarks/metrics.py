@@ -1,4 +1,6 @@
-"""Semantic evaluation against torchmetrics and torch: python benchmarks/metrics.py
+"""Evaluation against what else is used for it: python benchmarks/metrics.py [semantic] [instance]
+
+Semantic metrics against torchmetrics and torch are here, instance metrics in instance_metrics.py.
 
 One thread, contenders in one process in turns of five calls, medians of CPU time; "cold" is ours after its data left
 the caches. Every value is compared with ours before anything is timed. "Coherent" maps change from a pixel to its right
@@ -10,10 +12,12 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 import cv2
+import instance_metrics
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -138,19 +142,24 @@ def interval(images: int, classes: int) -> Iterator[Row]:
     yield f"interval of mIoU, 2000 replicates of {images} images, {classes} classes: ours", times["ours"], 1.0, ""
 
 
-def main() -> int:
+def semantic() -> Iterator[Row]:
+    """All comparisons of semantic metrics."""
+    size = (512, 1024)
+    for classes in (19, 150):
+        yield from confusion(classes, *coherent(classes, size, 96), "coherent", 15)
+        yield from confusion(classes, *coherent(classes, size, 32), "ragged", None)
+        yield from confusion(classes, uniform(classes, size, 0), uniform(classes, size, 1), "noise", 5)
+    yield from logits_to_counts(19, (512, 1024))
+    yield from logits_to_counts(150, (512, 512))
+    yield from interval(500, 19)
+
+
+def main(tasks: list[str]) -> int:
     """Print the table; 1 if a target is missed."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    size = (512, 1024)
-    rows: list[Row] = []
-    for classes in (19, 150):
-        rows += confusion(classes, *coherent(classes, size, 96), "coherent", 15)
-        rows += confusion(classes, *coherent(classes, size, 32), "ragged", None)
-        rows += confusion(classes, uniform(classes, size, 0), uniform(classes, size, 1), "noise", 5)
-    rows += logits_to_counts(19, (512, 1024))
-    rows += logits_to_counts(150, (512, 512))
-    rows += interval(500, 19)
+    tables = {"semantic": semantic, "instance": instance_metrics.table}
+    rows = [row for task in tasks or tables for row in tables[task]()]
     print(
         f"torch {torch.__version__}, torchmetrics {torchmetrics.__version__}, NumPy {np.__version__}, "
         f"OpenCV {cv2.__version__}, one thread of {platform.processor() or platform.machine()}\n"
@@ -162,4 +171,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Two tiny models and two tiny metrics that hold the places of the instance and panoptic families.
+"""Two tiny models and a tiny metric that hold the places of the instance and panoptic families.
 
 They are registered where real ones will be, so that data, loss, engine, prediction, metric interface, checkpoints,
 results and pictures are tested with all three tasks before the families move in. They are built for seconds of training
@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.metrics import METRICS
+from zoo.metrics import METRICS, InstanceMetric
 from zoo.metrics.base import Metric
 from zoo.models import MODELS
 from zoo.models.backbone import Backbone
@@ -218,22 +217,6 @@ class _MatchedMetric(Metric):
         raise NotImplementedError
 
 
-class InstanceStandInMetric(_MatchedMetric):
-    """The matched metric over masks that may overlap."""
-
-    main = "matched_IoU"
-
-    def _overlaps(
-        self, prediction: Instances, target: Instances
-    ) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
-        prediction, target = prediction[~prediction.crowd].to("cpu"), target[~target.crowd].to("cpu")
-        assert prediction.masks is not None
-        assert target.masks is not None
-        overlaps = coco.iou(prediction.masks.rle(), target.masks.rle(), [0] * len(target))
-        overlaps = np.asarray(overlaps, dtype=np.float64).reshape(len(prediction), len(target))
-        return overlaps, prediction.labels.numpy(), target.labels.numpy()
-
-
 class PanopticStandInMetric(_MatchedMetric):
     """The matched metric over segments: panoptic quality, but for crowds and predicted void."""
 
@@ -252,7 +235,7 @@ class PanopticStandInMetric(_MatchedMetric):
 
 
 STANDINS: dict[str, tuple[type[_Pixels], type[Metric]]] = {
-    "instance": (InstanceStandIn, InstanceStandInMetric),
+    "instance": (InstanceStandIn, InstanceMetric),
     "panoptic": (PanopticStandIn, PanopticStandInMetric),
 }
 

@@ -166,9 +166,23 @@ class Masks:
                 self._rle = []
         return self._rle
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether dense masks are held and no RLEs, so that `rle()` would have to encode them."""
+        return self._dense is not None and self._rle is None
+
+    def crops(self, rows: Sequence[int]) -> list[rle_ops.Crop]:
+        """Some of the masks inside their boxes: bool arrays of the boxes' sizes, and the boxes' left and top."""
+        if self._dense is not None:
+            return [rle_ops.crop_dense(self._dense[i].cpu().numpy()) for i in rows]
+        rles = self.rle()
+        return rle_ops.crops([rles[i] for i in rows])
+
     def area(self) -> Tensor:
         """Pixels of each mask, int64 (N,)."""
         if self._dense is not None and self._rle is None:
+            if self._dense.device.type == "cpu":  # ten times as fast as torch
+                return torch.tensor([np.count_nonzero(mask) for mask in self._dense.numpy()], dtype=torch.int64)
             return self._dense.flatten(1).count_nonzero(1)
         return torch.from_numpy(rle_ops.area(self.rle())).to(self.device)
 

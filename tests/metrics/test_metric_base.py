@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.metrics import SemanticMetric
-from zoo.structures import Semantic
+from zoo.metrics import InstanceMetric, SemanticMetric
+from zoo.structures import Instances, Masks, Semantic
 
 
 def image(seed: int) -> Semantic:
@@ -25,7 +26,19 @@ def metric_of(*ids: int) -> SemanticMetric:
     return metric
 
 
-def gather(metrics: list[SemanticMetric]) -> None:
+def instances_of(*ids: int) -> InstanceMetric:
+    """Few scores, so that many tie and the order of images decides."""
+    metric = InstanceMetric(3, boundary=0.02, objects=0.3, cityscapes=True)
+    for i in ids:
+        rng = np.random.default_rng(i)
+        masks = rng.random((rng.integers(0, 7), 3, 12)) < 0.7
+        found = Instances(Masks.from_dense(masks[:5]), rng.integers(0, 3, len(masks[:5])))
+        found.scores = torch.from_numpy(rng.choice([0.2, 0.5], len(found))).float()
+        metric.update([found], [Instances(Masks.from_dense(masks), [0, 1, 2, 0, 1, 2][: len(masks)])], [i])
+    return metric
+
+
+def gather(metrics: list[Any]) -> None:
     """Make the first of several metrics see all, as a process group would: it needs tensors of one kind from each."""
     offered: list[list[Tensor]] = []
     for metric in metrics[1:]:
@@ -49,8 +62,11 @@ def gather(metrics: list[SemanticMetric]) -> None:
     metrics[0].distributed_available_fn = lambda: True
 
 
+@pytest.mark.parametrize("metric_of", [metric_of, instances_of])
 @pytest.mark.parametrize("split", [([0, 2, 4], [1, 3, 5]), ([5, 4], [3, 2, 1, 0]), ([], [0, 1, 2, 3, 4, 5])])
-def test_processes_together_equal_one(split: tuple[list[int], list[int]]) -> None:
+def test_processes_together_equal_one(
+    split: tuple[list[int], list[int]], metric_of: Callable[..., SemanticMetric | InstanceMetric]
+) -> None:
     whole = metric_of(0, 1, 2, 3, 4, 5)
     for mine, theirs in (split, split[::-1]):
         parts = [metric_of(*mine), metric_of(*theirs)]

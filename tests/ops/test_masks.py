@@ -195,3 +195,20 @@ def test_paste_rules_differ_where_they_say() -> None:
 def test_unknown_paste_rule() -> None:
     with pytest.raises(ZooError, match="did you mean detectron2"):
         ops.paste(torch.ones(1, 7, 7), torch.ones(1, 4), (20, 30), "detectron")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_crops_are_the_masks_inside_their_boxes(size: tuple[int, int]) -> None:
+    masks = random_masks(np.random.default_rng(7), size, 120)
+    rles = ops.encode(masks)
+    for mask, crop, box in zip(masks, ops.crops(rles), ops.boxes(rles), strict=True):
+        inside, left, top = crop
+        x0, y0, x1, y1 = box.astype(int)
+        assert (left, top, *inside.shape[::-1]) == (x0, y0, x1 - x0, y1 - y0)
+        assert np.array_equal(inside, mask[y0:y1, x0:x1])
+        assert np.array_equal(ops.crop_dense(mask)[0], inside)
+
+
+def test_crops_of_broken_rles_are_refused() -> None:
+    with pytest.raises(ZooError, match="cover 3 pixels, the 5x4 image has 20"):
+        ops.crops([{"size": [5, 4], "counts": b"03"}])

@@ -56,7 +56,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     facts: str = ""
     """What the truth depends on beside names and sizes (options, a version); part of the fingerprint."""
     metric_options: Mapping[str, Any] = MappingProxyType({})
-    """Options of its task's metric that its official score asks for, as {"absent": "zero"}."""
+    """Options of its task's metric that its official score asks for: {"absent": "zero"}, {"max_detections": 1000}."""
 
     def __init__(
         self,

@@ -17,6 +17,11 @@ from zoo.structures import Class, Target, as_classes
 ANONYMOUS = -1  # the id of images that came without one
 
 
+def image_name(number: int) -> str:
+    """How messages call the image with an id."""
+    return "an image (no id given)" if number == ANONYMOUS else f"image {number}"
+
+
 class Metric(torchmetrics.Metric):
     """Accumulates over (prediction, truth) pairs; the same on one process and on many.
 

@@ -5,6 +5,9 @@ The official code erodes the mask d times by 3x3 with a ring of zeros around it,
 nearest pixel of another class is at most d away in chessboard distance. The boundaries of all classes of a label map
 therefore come out of one pass: mark the pixels that touch another label, then widen the marks by d - 1. (Eroding the
 label map itself, as detectron2 does, mixes the classes.)
+
+Masks of objects overlap, so each has its own pass, an erosion by 2 d + 1 inside the mask's box. In boundary AP the
+overlap of two objects is the lesser of mask IoU and boundary IoU; with a crowd it is the mask's.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.masks import Masks
+from zoo.metrics.overlaps import Bools, Pairs, common_pixels
+from zoo.ops.masks import Crop
 from zoo.structures import VOID, Size
 
 
@@ -61,3 +67,49 @@ def _inside(labels: Tensor, distance: int) -> Tensor:
     radius, width = distance - 1, 2 * distance - 1
     rows = F.max_pool2d(marks, (width, 1), 1, (radius, 0))
     return F.max_pool2d(rows, (1, width), 1, (0, radius))[0, 0] == 0
+
+
+def boundary_crop(crop: Crop, distance: int) -> Crop:
+    """The boundary of one mask: the part of the crop within `distance` of its outside, and the crop's place."""
+    mask, left, top = crop
+    height, width = mask.shape
+    if min(height, width) <= 2 * distance:  # nowhere is so deep inside
+        return crop
+    edge = mask.copy()
+    inside = edge[distance : height - distance, distance : width - distance]
+    np.greater(inside, _eroded(mask, 2 * distance + 1), out=inside)
+    return edge, left, top
+
+
+def _eroded(mask: Bools, width: int) -> Bools:
+    """Where squares of `width` pixels lie in the mask, (H,W) -> (H - width + 1, W - width + 1).
+
+    The side of the squares doubles at each step, so there are few.
+    """
+    span = 1
+    while span < width:
+        step = min(span, width - span)
+        mask = mask[:-step] & mask[step:]
+        mask = mask[:, :-step] & mask[:, step:]
+        span += step
+    return mask
+
+
+def boundary_overlaps(predicted: Masks, true: Masks, iou: Pairs, crowd: Bools, distance: int) -> Pairs:
+    """The lesser of mask IoU and boundary IoU for the pairs `iou`, of mask IoU; crowds (G,) keep theirs."""
+    values = iou.values.copy()
+    plain = np.flatnonzero(~crowd[iou.truths])
+    mine = _boundaries(predicted, iou.detections[plain].tolist(), distance)
+    theirs = _boundaries(true, iou.truths[plain].tolist(), distance)
+    for pair in plain.tolist():
+        (first, size), (second, other) = mine[int(iou.detections[pair])], theirs[int(iou.truths[pair])]
+        common = common_pixels(first, second)
+        values[pair] = min(values[pair], common / (size + other - common) if common else 0.0)
+    return iou._replace(values=values)
+
+
+def _boundaries(masks: Masks, rows: list[int], distance: int) -> dict[int, tuple[Crop, int]]:
+    """The boundary and its pixels of each mask that `rows` names."""
+    wanted = sorted(set(rows))
+    crops = [boundary_crop(crop, distance) for crop in masks.crops(wanted)]
+    return {row: (crop, int(np.count_nonzero(crop[0]))) for row, crop in zip(wanted, crops, strict=True)}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.errors import ZooError, unknown
-from zoo.metrics.base import ANONYMOUS, Metric
+from zoo.metrics.base import Metric, image_name
 from zoo.metrics.boundary import boundary_distance, boundary_labels, void_where
 from zoo.metrics.counts import Counts, pair_counts
 from zoo.structures import VOID, Class, Target
@@ -160,7 +160,8 @@ class SemanticMetric(Metric):
         if prediction.shape != truth.shape:
             (ph, pw), (th, tw) = prediction.shape, truth.shape
             raise ZooError(
-                f"{_name(number)}: the prediction is {ph}x{pw}, the truth {th}x{tw}: predict at the size of the truth"
+                f"{image_name(number)}: the prediction is {ph}x{pw}, the truth {th}x{tw}: "
+                "predict at the size of the truth"
             )
         return prediction, truth.to(prediction.device)
 
@@ -172,8 +173,8 @@ class SemanticMetric(Metric):
             strange = truth[(truth >= count) & (truth != VOID)]
             value = int(strange.min())
             raise ZooError(
-                f"{_name(number)}: the truth has label {value} on {int((strange == value).sum())} pixels, but labels "
-                f"are 0..{count - 1} and 255 for void: give the metric the classes of the data"
+                f"{image_name(number)}: the truth has label {value} on {int((strange == value).sum())} pixels, but "
+                f"labels are 0..{count - 1} and 255 for void: give the metric the classes of the data"
             )
         return counts[:count]
 
@@ -253,7 +254,3 @@ def _resampled(statistics: Floats, replicates: int, rng: np.random.Generator) ->
     draws += np.arange(replicates)[:, None] * images
     weights = np.bincount(draws.ravel(), minlength=replicates * images).reshape(replicates, images)
     return weights.astype(np.float64) @ statistics
-
-
-def _name(number: int) -> str:
-    return "an image (no id given)" if number == ANONYMOUS else f"image {number}"

@@ -31,7 +31,7 @@ def encode(masks: NDArray[Any]) -> list[Rle]:
     """`masks` (N,H,W) of any type, non-zero inside -> N compressed RLEs, equal to `pycocotools.mask.encode`."""
     masks = np.ascontiguousarray(masks, dtype=bool)
     size = masks.shape[1], masks.shape[2]
-    return pack([_runs(*_crop(mask), size) for mask in masks], size)
+    return pack([_runs(*crop_dense(mask), size) for mask in masks], size)
 
 
 def encode_ids(ids: NDArray[np.integer[Any]], segments: Sequence[int]) -> list[Rle]:
@@ -53,14 +53,19 @@ def decode(rles: Sequence[Rle], size: Size) -> NDArray[np.bool_]:
     height, width = size
     masks = np.zeros((len(rles), height, width), dtype=bool)
     for mask, counts in zip(masks, unpack(rles), strict=True):
-        if counts.sum() != height * width or counts.min() < 0:
-            raise ZooError(
-                f"the runs of an RLE cover {counts.sum()} pixels, the {height}x{width} image has {mask.size}"
-            )
+        _check_fill(counts, size)
         pairs = len(counts) // 2 * 2
         if pairs:
             _draw_runs(mask, counts[:pairs])
     return masks
+
+
+def _check_fill(counts: Counts, size: Size) -> None:
+    height, width = size
+    if counts.sum() != height * width or counts.min() < 0:
+        raise ZooError(
+            f"the runs of an RLE cover {counts.sum()} pixels, the {height}x{width} image has {height * width}"
+        )
 
 
 def _draw_runs(mask: NDArray[np.bool_], counts: Counts) -> None:
@@ -72,6 +77,25 @@ def _draw_runs(mask: NDArray[np.bool_], counts: Counts) -> None:
     lengths[0] -= left * height
     values = np.arange(len(lengths)) % 2 == 1
     mask[:, left:right] = np.repeat(values, lengths).reshape(-1, height).T
+
+
+def crops(rles: Sequence[Rle]) -> list[Crop]:
+    """Each mask inside its box alone: bool (h,w) of the box's size, and the box's left and top; 0 x 0 if empty."""
+    found: list[Crop] = []
+    for rle, counts in zip(rles, unpack(rles), strict=True):
+        height, width = rle["size"]
+        _check_fill(counts, (height, width))
+        inner = counts[: len(counts) // 2 * 2]
+        if not inner.any():
+            found.append((np.zeros((0, 0), bool), 0, 0))
+            continue
+        left = int(inner[0]) // height
+        inner[0] -= left * height
+        strip = np.zeros((height, -(-int(inner.sum()) // height)), bool)  # the columns between first and last run
+        _draw_runs(strip, inner)
+        crop, x, y = crop_dense(strip)
+        found.append((crop, left + x, y))
+    return found
 
 
 def area(rles: Sequence[Rle]) -> NDArray[np.int64]:
@@ -227,8 +251,8 @@ PASTE_RULES: dict[str, Callable[[Tensor, Tensor, Size, float], list[Crop]]] = {
 }
 
 
-def _crop(mask: NDArray[np.bool_]) -> Crop:
-    """The part of one mask inside its box, and the box's left and top."""
+def crop_dense(mask: NDArray[np.bool_]) -> Crop:
+    """One mask (H,W) inside its box alone, a view of it, and the box's left and top; 0 x 0 if it is empty."""
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         return mask[:0, :0], 0, 0
