@@ -127,7 +127,7 @@ def _evaluate(
     out: Path | None,
     metric: Metric | None,
 ) -> dict[str, float]:
-    metric = metric or create_metric(model.task, dataset.classes)
+    metric = metric or create_metric(model.task, dataset.classes, **dataset.metric)
     if [c.name for c in metric.classes] != [c.name for c in dataset.classes]:
         raise ZooError("the metric has other classes than the dataset: build it with dataset.classes")
     if out is not None and fabric.is_global_zero:
@@ -169,7 +169,7 @@ def _fit(
             facts: dict[str, Any] = {"cost": run.cost()}
             if final is not None:
                 run.model.load_state_dict(checkpoint.read(out / "best.ckpt")["state"])
-                metric = create_metric(model.task, final.classes)
+                metric = create_metric(model.task, final.classes, **final.metric)
                 scores = measure(fabric, run.model, final, metric, recipe.eval_batch_size, recipe.eval_workers, stop)
                 reported = _report(fabric, run.model, final, metric, scores, out)
                 facts = reported | {"cost": reported["cost"] | facts["cost"]}

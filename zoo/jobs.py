@@ -160,7 +160,7 @@ def evaluate(fabric: Fabric, config: Config, out: Path, overrides: list[str]) ->
     model = load(config["checkpoint"], **config["options"])
     card = _evaluated(config)
     dataset = create_datasets(card, model.task, 0, ("test",))["test"]
-    metric = create_metric(model.task, dataset.classes, **config["metric"])
+    metric = create_metric(model.task, dataset.classes, **{**dataset.metric, **config["metric"]})
     evaluate_model(
         model,
         dataset,

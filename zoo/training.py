@@ -161,7 +161,7 @@ class Run:
         self._check_weights("best.ckpt")
         score = float("nan")
         if self.val is not None:
-            metric = create_metric(model.task, self.val.classes)
+            metric = create_metric(model.task, self.val.classes, **self.val.metric)
             scores = measure(self.fabric, model, self.val, metric, recipe.eval_batch_size, recipe.eval_workers, stop)
             score = scores[metric.main]
             shown = {f"val/{metric.main}": score}

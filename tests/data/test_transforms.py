@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from zoo.data import transforms
-from zoo.data.transforms import TrainTransform, disjoint_layers
+from zoo.data.layers import disjoint_layers
+from zoo.data.transforms import TrainTransform
 from zoo.errors import ZooError
 from zoo.structures import VOID, Instances, Masks, Panoptic, Sample, Semantic, Target
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from zoo.data.files import IMAGE_SUFFIXES
-from zoo.errors import ZooError
+from zoo.errors import ZooError, unknown
 from zoo.structures import VOID, Panoptic, Sample, Semantic
 
 Files = dict[str, Path]
@@ -85,6 +87,27 @@ def read_names(path: Path) -> list[str]:
         twice = {name for name in names if names.count(name) > 1}
         raise ZooError(f"{path}: {len(twice)} name(s) listed twice (for instance {shown(twice)})")
     return names
+
+
+def drawn(names: Iterable[str], fractions: Mapping[str, float], split: str, seed: int = 0) -> list[str]:
+    """The share of `names`, sorted, that `split` gets of ``{"train": 0.8, "val": 0.2}``, by the hash of (seed, name).
+
+    Raises:
+        ZooError: there is no such split, or the shares are no shares.
+    """
+    check_fractions(fractions, split)
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    ends = [round(share * len(order)) for share in accumulate(fractions.values(), initial=0.0)]
+    i = list(fractions).index(split)
+    return sorted(order[ends[i] : ends[i + 1]])
+
+
+def check_fractions(fractions: Mapping[str, float], split: str) -> None:
+    """Raises ZooError where `fractions` are no shares of splits, `split` among them."""
+    if split not in fractions:
+        raise unknown("split", split, fractions)
+    if not all(share > 0 for share in fractions.values()) or sum(fractions.values()) > 1 + 1e-9:
+        raise ZooError(f"fractions={dict(fractions)}: each is above 0 and together they are at most 1")
 
 
 def read_lines(path: Path) -> list[str]:
