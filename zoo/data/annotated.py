@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.annotations import Keypoints, Note
-from zoo.data.base import Dataset
+from zoo.data.base import Dataset, Images
 from zoo.data.files import Exif, read_image
+from zoo.data.pairs import without_suffix
 from zoo.structures import Class, Instances, Sample, Size
 
 
@@ -48,6 +49,10 @@ class AnnotatedImages(Dataset):
         self.facts = f"{self.facts} {source.facts}".strip()
         for note in source.notes:
             note.say()
+
+    def name(self, i: int) -> str:
+        assert isinstance(self.records, Images)
+        return without_suffix(self.records.names[self.records.rows[i]].decode())
 
     def read(self, record: tuple[Path, int]) -> Sample:
         image = read_image(record[0], self.channels, self.exif, self.maximum)

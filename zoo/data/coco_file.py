@@ -97,7 +97,7 @@ class CocoFile:
         """
         said = tuple(self.sizes[i].tolist())
         if all(said) and said != size:
-            raise ZooError(
+            raise BadAnnotation(
                 f"{self.path}: {self.name(i)} is {said[1]}x{said[0]} there, the image {size[1]}x{size[0]} "
                 "(for turned photographs try exif=apply)"
             )

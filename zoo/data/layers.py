@@ -32,6 +32,8 @@ def disjoint_layers(masks: Masks) -> list[Array]:
     starts, ends, owners = _runs(masks)
     layer = _first_free(masks, starts, ends, owners)
     count = int(layer.max()) + 1 if len(owners) else 0
+    if count == 1:
+        return [_painted(starts, ends, owners, masks.size)]
     of_run = layer[owners]
     return [_painted(starts[of_run == k], ends[of_run == k], owners[of_run == k], masks.size) for k in range(count)]
 
@@ -41,7 +43,8 @@ def masks_of_layers(layers: list[Array], size: Size) -> tuple[Masks, Array, Arra
     parts = [rle_ops.runs_of_ids(layer) for layer in layers] or [(np.zeros(0, np.int64),) * 3]
     starts, ends, owners = (np.concatenate(part) for part in zip(*parts, strict=True))
     inside = np.flatnonzero(owners)
-    order = inside[np.argsort(owners[inside], kind="stable")]
+    narrow = np.uint16 if len(owners) and owners.max() < 2**16 else owners.dtype  # NumPy sorts 16 bits by counting
+    order = inside[np.argsort(owners[inside].astype(narrow), kind="stable")]
     starts, ends, owners = starts[order], ends[order], owners[order]
     first = np.flatnonzero(np.diff(owners, prepend=0))
     counts = np.diff(first, append=len(owners))
@@ -63,13 +66,11 @@ def _boxes(starts: Array, ends: Array, first: Array, height: int) -> Array:
 
 
 def _runs(masks: Masks) -> tuple[Array, Array, Array]:
-    """Places of the first pixel of each run of ones and after its last, down the columns, and the mask it is of."""
+    """Places of the first pixel of each run of ones, rising, and after its last, down the columns, and its mask."""
     pixels = masks.size[0] * masks.size[1]
-    counts = rle_ops.unpack(masks.rle())
-    if not counts:
+    flat, lengths = rle_ops.unpack_flat(masks.rle())
+    if not len(lengths):
         return (np.zeros(0, np.int64),) * 3
-    lengths = np.array([len(c) for c in counts])
-    flat = np.concatenate(counts)
     stops = np.cumsum(lengths)
     edges = np.cumsum(flat)
     covered = np.diff(edges[stops - 1], prepend=0)
@@ -77,18 +78,18 @@ def _runs(masks: Masks) -> tuple[Array, Array, Array]:
         raise ZooError(
             f"the runs of an RLE cover {covered[covered != pixels][:1].sum()} pixels, its image has {pixels}"
         )
-    owners = np.repeat(np.arange(len(counts)), lengths)
-    odd = np.flatnonzero((np.arange(len(flat)) - (stops - lengths)[owners]) % 2)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    odd = np.flatnonzero((np.arange(len(flat)) - (stops - lengths)[owners]) & 1)
     odd = odd[flat[odd] > 0]
     owners = owners[odd]
-    return edges[odd - 1] - owners * pixels, edges[odd] - owners * pixels, owners
+    starts, ends = edges[odd - 1] - owners * pixels, edges[odd] - owners * pixels
+    order = np.argsort(starts, kind="stable")
+    return starts[order], ends[order], owners[order]
 
 
 def _first_free(masks: Masks, starts: Array, ends: Array, owners: Array) -> Array:
-    """(N,) the number of the first map that is free for each mask."""
+    """(N,) the number of the first map that is free for each mask; `starts` rise."""
     layer = np.zeros(len(masks), np.int64)
-    order = np.argsort(starts, kind="stable")
-    starts, ends, owners = starts[order], ends[order], owners[order]
     if not (np.maximum.accumulate(ends)[:-1] > starts[1:]).any():
         return layer
     behind = np.searchsorted(starts, ends, "left") - np.arange(1, len(starts) + 1)
@@ -112,9 +113,8 @@ def _first_free(masks: Masks, starts: Array, ends: Array, owners: Array) -> Arra
 
 def _painted(starts: Array, ends: Array, owners: Array, size: Size) -> Array:
     """(H, W) float32 with owner + 1 on each run, 0 elsewhere; float32 holds integers up to 2^24."""
-    order = np.argsort(starts)
-    edges = np.stack([starts[order], ends[order]], 1).reshape(-1)
+    edges = np.stack([starts, ends], 1).reshape(-1)
     values = np.zeros(2 * len(owners) + 1, np.float32)
-    values[1::2] = owners[order] + 1
+    values[1::2] = owners + 1
     flat = np.repeat(values, np.diff(edges, prepend=0, append=size[0] * size[1]))
     return np.ascontiguousarray(flat.reshape(size[1], size[0]).T)

@@ -169,25 +169,37 @@ def _pack(flat: Counts, lengths: Counts, size: Size) -> list[Rle]:
 
 def unpack(rles: Sequence[Rle]) -> list[Counts]:
     """The run lengths of N compressed RLEs, unpacked in one pass; the inverse of `pack`."""
+    flat, lengths = unpack_flat(rles)
+    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+def unpack_flat(rles: Sequence[Rle]) -> tuple[Counts, Counts]:
+    """The run lengths of N compressed RLEs behind each other, and how many each has (N,)."""
     if not len(rles):
-        return []
-    text = np.frombuffer(b"".join(rle["counts"] for rle in rles), dtype=np.uint8).astype(np.int64) - 48
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    text = np.frombuffer(b"".join(rle["counts"] for rle in rles), dtype=np.uint8) - np.uint8(48)
     bytes_ends = np.cumsum([len(rle["counts"]) for rle in rles])
     last = (text & 32) == 0
-    if not len(text) or text.min() < 0 or text.max() > 63 or not last[bytes_ends - 1].all():
+    if not len(text) or text.max() > 63 or not last[bytes_ends - 1].all():
         raise ZooError("an RLE's counts are not in COCO's compressed form: broken, or cut short")
     stops = np.flatnonzero(last) + 1
-    starts = np.concatenate([[0], stops[:-1]])
-    place = np.arange(len(text)) - np.repeat(starts, stops - starts)
-    values = np.add.reduceat((text & 31) << (5 * place), starts)
-    negative = (text[stops - 1] & 16) != 0
-    values -= np.where(negative, np.int64(1) << (5 * (stops - starts)), 0)
-    bounds = np.searchsorted(stops, bytes_ends, "right")
-    result = np.split(values, bounds[:-1])
-    for counts in result:
-        counts[1::2] = np.cumsum(counts[1::2])
-        counts[2::2] = np.cumsum(counts[2::2])
-    return result
+    used = np.diff(stops, prepend=0)
+    low, starts = (text & 31).astype(np.int64), stops - used
+    values = low[starts]
+    longer = np.flatnonzero(used > 1)
+    for k in range(1, int(used.max())):  # few lengths need more than two bytes
+        values[longer] |= low[starts[longer] + k] << (5 * k)
+        longer = longer[used[longer] > k + 1]
+    values -= (low[stops - 1] >> 4) << (5 * used)  # the last byte's highest bit is the sign
+    lengths = np.diff(np.searchsorted(stops, bytes_ends, "right"), prepend=0)
+    # Beyond the first run a length is stored less the one before the last: sums along the odd and the even places.
+    place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    odd = (place & 1).astype(bool)
+    for chain, count in ((np.flatnonzero(odd), lengths // 2), (np.flatnonzero(~odd & (place > 0)), (lengths - 1) // 2)):
+        sums = np.cumsum(values[chain])
+        before = np.concatenate([[0], sums])[np.cumsum(count) - count]
+        values[chain] = sums - np.repeat(before, count)
+    return values, lengths
 
 
 def paste(
