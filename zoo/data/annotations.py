@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,15 @@ def _other_side(name: str) -> str:
 def to_rle(segmentation: Any, size: Size, where: str) -> Rle:
     """COCO's `segmentation` in any of its forms: polygons, an RLE with counts as a list or packed, none at all.
 
-    Parts outside the image are cut off; `where` names the annotation in messages.
+    Parts outside the image are cut off; `where` names the annotation in messages. The runs of an RLE are not looked
+    at, see `check_runs`.
 
     Raises:
         BadAnnotation: a polygon of less than three points or far outside of the image, an RLE of another size.
     """
     try:
         if isinstance(segmentation, dict):
-            return _checked_runs(rle_ops.canonical(segmentation, size), size)
+            return rle_ops.canonical(segmentation, size)
         if not segmentation:
             return rle_ops.from_polygons([[]], size)[0]
         if isinstance(segmentation[0], dict):
@@ -113,12 +114,24 @@ def to_rle(segmentation: Any, size: Size, where: str) -> Rle:
         raise BadAnnotation(f"{where}: its segmentation is neither polygons nor an RLE ({error!r})") from error
 
 
-def _checked_runs(rle: Rle, size: Size) -> Rle:
-    """`rle`, whose runs fill the image."""
-    counts = rle_ops.unpack([rle])[0]
-    if counts.sum() != size[0] * size[1] or counts.min() < 0:
-        raise ZooError(f"the runs of its RLE cover {counts.sum()} pixels, the {size[0]}x{size[1]} image has others")
-    return rle
+def check_runs(rles: Sequence[Rle], size: Size, where: Callable[[int], str]) -> None:
+    """Raises BadAnnotation, naming ``where(k)``, where the runs of mask k do not fill the image."""
+    try:
+        flat, lengths = rle_ops.unpack_flat(rles)
+        stops = np.cumsum(lengths)
+        covered = np.diff(np.cumsum(flat)[stops - 1], prepend=0)
+        wrong = (covered != size[0] * size[1]) | (np.minimum.reduceat(flat, stops - lengths) < 0) if len(rles) else []
+    except ZooError as error:
+        if len(rles) == 1:
+            raise BadAnnotation(f"{where(0)}: {error}") from error
+        wrong = None
+    if wrong is None:  # one of them is no RLE: which?
+        for k, rle in enumerate(rles):
+            check_runs([rle], size, lambda _, k=k: where(k))  # type: ignore[misc]
+    elif any(wrong):
+        k = int(np.argmax(wrong))
+        pixels = f"{size[0] * size[1]} of the {size[0]}x{size[1]} image"
+        raise BadAnnotation(f"{where(k)}: the runs of its RLE cover {covered[k]} pixels, not the {pixels}")
 
 
 def _union(rles: list[Rle], size: Size) -> Rle:
