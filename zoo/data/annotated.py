@@ -22,6 +22,7 @@ class Source(Protocol):
     keypoints: Keypoints | None
     notes: list[Note]
     has_truth: bool
+    has_masks: bool
     facts: str
     """What the truth depends on, for the fingerprint."""
 
@@ -44,9 +45,13 @@ class AnnotatedImages(Dataset):
     maximum: int = 65535
 
     def use(self, source: Source) -> None:
-        """Takes classes, keypoints and notes from `source`, and says what is odd."""
+        """Takes classes, keypoints and notes from `source`, and what can be scored; says what is odd."""
         self.source, self.table, self.keypoints, self.notes = source, source.classes, source.keypoints, source.notes
         self.facts = f"{self.facts} {source.facts}".strip()
+        if self.keypoints is not None:
+            self.metric = {**self.metric, "masks": False, "keypoints": self.keypoints.sigmas}
+        elif not source.has_masks:
+            self.metric = {**self.metric, "masks": False}
         for note in source.notes:
             note.say()
 

@@ -226,9 +226,11 @@ class CocoFile:
             raise BadAnnotation(f"{self._where(int(neither.argmax()))} has neither bbox nor segmentation")
         of_image = self.sizes[np.repeat(np.arange(len(self)), np.diff(self.first))]
         flat = has_box & ~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-        self._note("boxes without area", flat, "training leaves them out, the evaluation does not")
+        kept = "the evaluation keeps them; "
+        kept += "training takes the boxes of the masks" if self.has_masks else "training leaves them out"
+        self._note("boxes without area", flat, kept)
         outside = has_box & of_image.all(1) & ((boxes[:, :2] >= of_image[:, ::-1]) | (boxes[:, 2:] <= 0)).any(1) & ~flat
-        self._note("boxes outside of their image", outside, "training leaves them out, the evaluation does not")
+        self._note("boxes outside of their image", outside, kept)
         if self.has_masks:
             bare = self._places[:, 1] == 0
             self._note("annotations with a box and no mask", bare, "the box is taken as their mask")

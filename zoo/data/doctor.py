@@ -238,7 +238,8 @@ def _count(target: Target | None, classes: int) -> tuple[NDArray[np.int64] | Non
         inside = (target.labels >= 0) & (target.labels < classes)
         pixels = np.zeros(classes, np.int64)
         np.add.at(pixels, target.labels[inside].numpy(), _areas(target)[inside.numpy()])
-        return pixels, 0, sorted(set(target.labels[~inside].tolist()))
+        void = target.crowd & (target.labels == VOID)
+        return pixels, int(_areas(target)[void.numpy()].sum()), sorted(set(target.labels[~inside & ~void].tolist()))
     counts = np.bincount(target.semantic().labels.numpy().ravel(), minlength=256)
     outside = [int(value) for value in np.flatnonzero(counts) if classes <= value < VOID]
     return counts[:classes].astype(np.int64), int(counts[VOID]), outside

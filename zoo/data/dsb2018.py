@@ -91,6 +91,7 @@ class KaggleFolder:
     classes: tuple[Class, ...] = CLASSES
     keypoints: Keypoints | None = None
     has_truth = True
+    has_masks = True
     facts = "stage1_train"
 
     def __init__(self, folder: Path, split: str) -> None:

@@ -42,6 +42,7 @@ class LabelmeFolder:
 
     keypoints: Keypoints | None = None
     has_truth = True
+    has_masks = True
 
     def __init__(self, root: Path, files: list[Path], folder: Path, images: Path | None = None) -> None:
         self.folder = folder

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from zoo.data.files import IMAGE_SUFFIXES
 from zoo.errors import ZooError, unknown
-from zoo.structures import VOID, Panoptic, Sample, Semantic
+from zoo.structures import VOID, Sample, Semantic, Target
 
 Files = dict[str, Path]
 """Files by the name that an image and its labels share."""
@@ -165,7 +165,7 @@ def to_semantic(labels: NDArray[Any], path: Path) -> Semantic:
     return Semantic(torch.from_numpy(labels.astype(np.uint8, copy=False)))
 
 
-def to_sample(image: NDArray[Any], target: Semantic | Panoptic, path: Path) -> Sample:
+def to_sample(image: NDArray[Any], target: Target, path: Path) -> Sample:
     """The sample of an image (H, W, C) and the truth in the file `path`; the base class fills in its id.
 
     Raises:

@@ -32,6 +32,7 @@ class YoloFolder:
 
     keypoints: Keypoints | None = None
     has_truth = True
+    has_masks = True
 
     def __init__(self, root: Path, folder: Path, labels: Path | None = None) -> None:
         self.folder = folder
