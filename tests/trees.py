@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
+import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as mask_api
+
+from zoo.data.annotations import COCO_NAMES
+from zoo.data.coco import CLASSES as COCO_CLASSES
+from zoo.data.coco import IDS as COCO_IDS
 
 SIZE = (32, 40)
 CITYSCAPES = {"train": ["aachen_000000_000019", "aachen_000001_000019", "zurich_000000_000019"]} | {
@@ -96,4 +106,112 @@ def oxford_pet(root: Path) -> Path:
             lists["trainval" if i < 7 else "test"].append(line)
     for split, lines in lists.items():
         (root / "annotations" / f"{split}.txt").write_text("".join(sorted(lines, key=str.lower)))
+    return root
+
+
+def coco(root: Path) -> Path:
+    """Official names and ids; three images in train, two in val, the last of each without objects.
+
+    Image 0 has a polygon of two parts, image 1 of train a crowd and an overlapping polygon beside it; every category id
+    of the official files is listed. Persons have keypoints in the other two files.
+    """
+    categories = [
+        {"id": id, "name": c.name, "supercategory": "x"} for id, c in zip(COCO_IDS, COCO_CLASSES, strict=True)
+    ]
+    names = COCO_NAMES
+    for split, stems in COCO.items():
+        for stem in stems:
+            save(root / split / f"{stem}.jpg", photograph(stem), quality=95)
+        height, width = SIZE
+        images = [{"id": int(s), "file_name": f"{s}.jpg", "height": height, "width": width} for s in stems]
+        crowd = {"size": [height, width], "counts": [10 * height, 3 * height, (width - 13) * height]}
+        objects = [
+            annotation(1, images[0], 1, [[2, 2, 12, 2, 12, 10, 2, 10], [20, 20, 28, 20, 28, 28]], area=99.5),
+            annotation(2, images[0], 90, [[15, 3, 30, 3, 30, 9]]),
+        ]
+        if split == "train2017":
+            objects.append(annotation(3, images[1], 18, [[8, 4, 20, 4, 20, 20, 8, 20]]))
+            objects.append(annotation(900100000025, images[1], 1, crowd, iscrowd=1))
+        folder = root / "annotations"
+        folder.mkdir(exist_ok=True)
+        kinds = [{"id": 1, "name": "person", "supercategory": "x", "keypoints": names, "skeleton": [[16, 14], [1, 2]]}]
+        persons = [
+            a | {"keypoints": points(k), "num_keypoints": 3} for k, a in enumerate(objects) if a["category_id"] == 1
+        ]
+        for name, found, listed in (("instances", objects, categories), ("person_keypoints", persons, kinds)):
+            text = json.dumps({"info": {}, "images": images, "annotations": found, "categories": listed})
+            (folder / f"{name}_{split}.json").write_text(text)
+    return root
+
+
+def annotation(id: int, image: dict[str, Any], category: int, segmentation: Any, **more: Any) -> dict[str, Any]:
+    """One of COCO's annotations, its box and area those of the mask."""
+    size = image["height"], image["width"]
+    forms = segmentation if isinstance(segmentation, list) else [segmentation]
+    rle = mask_api.merge(mask_api.frPyObjects(forms, *size))
+    fields = {"id": id, "image_id": image["id"], "category_id": category, "segmentation": segmentation, "iscrowd": 0}
+    return fields | {"bbox": mask_api.toBbox(rle).tolist(), "area": float(mask_api.area(rle))} | more
+
+
+def points(seed: int) -> list[int]:
+    """17 keypoints, three of them labelled: nose, left_eye, right_eye."""
+    flat = [0] * 51
+    flat[:9] = [4 + seed, 5, 2, 8 + seed, 4, 2, 3 + seed, 6, 1]
+    return flat
+
+
+def dsb2018(root: Path, count: int = 24) -> Path:
+    """Kaggle's folders: RGBA images, a mask of 0 and 255 for each of two or three nuclei."""
+    for k in range(count):
+        id = hashlib.sha256(str(k).encode()).hexdigest()
+        folder = root / "stage1_train" / id
+        save(folder / "images" / f"{id}.png", np.dstack([photograph(id), np.full(SIZE, 255, np.uint8)]))
+        for n in range(2 + k % 2):
+            mask = np.zeros(SIZE, np.uint8)
+            mask[4 + n : 10 + n, 3 + 11 * n : 9 + 11 * n] = 255
+            save(folder / "masks" / f"{n}{id[:20]}.png", mask)
+    return root
+
+
+def yolo(root: Path) -> Path:
+    """Two images in train (one without a text file's content), one in val; outlines of squares."""
+    card = "path: ../somewhere/else\ntrain: ../images/train\nval: images/val\nnames: {0: cell, 1: dust}\n"
+    for name, lines in {
+        "train/a": "1 .25 .25 .5 .25 .5 .5 .25 .5\n0 0 0 .1 0 .1 .5\n",
+        "train/b": "",
+        "val/c": "0 0 0 1 0 1 1",
+    }.items():
+        save(root / "images" / f"{name}.jpg", photograph(name), quality=95)
+        path = root / "labels" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(lines)
+    (root / "data.yaml").write_text(card)
+    return root
+
+
+def labelme(root: Path) -> Path:
+    """Every kind of shape in train, a polygon in val; images beside their JSONs."""
+    bits = io.BytesIO()
+    Image.fromarray(np.array([[255, 0], [255, 255]], np.uint8)).save(bits, "PNG")
+    shapes = [
+        {"label": "cell", "points": [[2, 2], [8, 2], [8, 8], [2, 8]], "group_id": 1, "shape_type": "polygon"},
+        {"label": "cell", "points": [[12, 2], [18, 8]], "group_id": 1, "shape_type": "rectangle"},
+        {"label": "dust", "points": [[30, 20], [30, 24]], "group_id": None, "shape_type": "circle"},
+        {
+            "label": "cell",
+            "points": [[5, 20], [6, 21]],
+            "shape_type": "mask",
+            "mask": base64.b64encode(bits.getvalue()).decode(),
+        },
+        {"label": "dust", "points": [[5, 20]], "group_id": None, "shape_type": "point"},
+    ]
+    for name, some in {"train/a": shapes, "train/b": [], "val/c": shapes[:1]}.items():
+        save(root / f"{name}.jpg", photograph(name), quality=95)
+        document = {"version": "5.5.0", "flags": {}, "shapes": some, "imagePath": f"{name[-1]}.jpg"}
+        document |= {
+            "imageData": base64.b64encode(bits.getvalue()).decode(),
+            "imageHeight": SIZE[0],
+            "imageWidth": SIZE[1],
+        }
+        (root / f"{name}.json").write_text(json.dumps(document))
     return root

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from zoo.data import transforms
-from zoo.data.transforms import TrainTransform, disjoint_layers
+from zoo.data.layers import disjoint_layers
+from zoo.data.transforms import TrainTransform
 from zoo.errors import ZooError
 from zoo.structures import VOID, Instances, Masks, Panoptic, Sample, Semantic, Target
 
@@ -253,6 +254,11 @@ def test_color_leaves_the_truth_and_the_geometry_alone() -> None:
         ({"crop": [32]}, r"crop=\[32\] is a number"),
         ({"crop": "big"}, "crop=big is a number"),
         ({"crop": [32, 1.5]}, "crop=.* is a number"),
+        ({"fit": True}, "fit=true .* needs crop="),
+        ({"fit": True, "crop": 32, "short_side": 32}, "set one"),
+        ({"short_side": [32, 0]}, r"short_side=\[32, 0\] is a number of pixels or a list"),
+        ({"short_side": []}, "short_side"),
+        ({"copy_paste": 2}, "copy_paste=2 is a probability"),
         ({"extra": {"GausNoise": {}}}, "GaussNoise"),
         ({"extra": {"HorizontalFlip": {}}}, "unknown pixel transform"),
         ({"extra": {"GaussNoise": {"std": 3}}}, "std"),
@@ -262,12 +268,6 @@ def test_color_leaves_the_truth_and_the_geometry_alone() -> None:
 def test_bad_options(options: dict[str, object], says: str) -> None:
     with pytest.raises(ZooError, match=says):
         TrainTransform(**options)  # type: ignore[arg-type]
-
-
-def test_boxes_and_keypoints_are_refused() -> None:
-    boxes = Instances(None, torch.tensor([1]), boxes=torch.tensor([[0.0, 0, 4, 4]]), size=(H, W))
-    with pytest.raises(ZooError, match="without masks"):
-        TrainTransform(32)(sample(boxes), np.random.default_rng(0))
 
 
 def test_albumentations_is_imported_late_and_looks_for_no_update() -> None:

@@ -10,7 +10,10 @@ from zoo.data.ade20k import ADE20K
 from zoo.data.base import Dataset, Transform
 from zoo.data.camvid import CamVid
 from zoo.data.cityscapes import Cityscapes
+from zoo.data.coco import Coco
+from zoo.data.coco_json import CocoJson
 from zoo.data.coco_stuff import COCOStuff
+from zoo.data.dsb2018 import DSB2018
 from zoo.data.files import read_image, read_labels
 from zoo.data.folder import Folder
 from zoo.data.isbi2012 import ISBI2012
@@ -25,7 +28,10 @@ DATASETS: dict[str, type[Dataset]] = {
     "ade20k": ADE20K,
     "camvid": CamVid,
     "cityscapes": Cityscapes,
+    "coco": Coco,
+    "coco_json": CocoJson,
     "coco_stuff": COCOStuff,
+    "dsb2018": DSB2018,
     "folder": Folder,
     "isbi2012": ISBI2012,
     "oxford_pet": OxfordPet,

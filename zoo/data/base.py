@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from zoo.data.annotations import Keypoints, Note
 from zoo.data.files import incomplete
 from zoo.errors import ZooError, unknown
 from zoo.structures import TASKS, VOID, Class, Instances, Sample, Semantic, Target
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
+"""One with a true attribute `takes_dataset` is called with the dataset as a third argument: to mix in other samples."""
 Index = int | tuple[int, int]
 
 
@@ -27,8 +30,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     ``__init__`` before calling this one) and writes two methods:
 
     - ``index()`` lists the records of ``self.split`` under ``self.root``. A record is whatever `read` needs; a path or
-      a tuple that begins with the image's path gives `name` and `fingerprint` for free. ``self.path("a", "b.txt")``
-      is a file or folder that must exist.
+      a tuple that begins with the image's path gives `name` and `fingerprint` for free. A sequence that makes its
+      records when asked (`Images`) stays one. ``self.path("a", "b.txt")`` is a file or folder that must exist.
     - ``read(record)`` returns the `Sample` with the finest truth its files hold (or ``target=None``).
 
     Args:
@@ -55,6 +58,10 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     """The classes with the ids of the dataset's own files."""
     facts: str = ""
     """What the truth depends on beside names and sizes (options, a version); part of the fingerprint."""
+    notes: Sequence[Note] = ()
+    """What is odd about its annotations, counted when it was opened."""
+    keypoints: Keypoints | None = None
+    """Of its objects, where their truth has any."""
     metric_options: Mapping[str, Any] = MappingProxyType({})
     """Options of its task's metric that its official score asks for: {"absent": "zero"}, {"max_detections": 1000}."""
 
@@ -75,7 +82,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         if task == "instance":
             self._classes = tuple(c for c in self.table if c.thing)
 
-    def index(self) -> list[Any]:
+    def index(self) -> Sequence[Any]:
         """The records of ``self.split``, in the official order."""
         raise NotImplementedError
 
@@ -101,12 +108,18 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.title} {self.split} has {len(self)} images, asked for {i}")
         i %= len(self)
-        sample = self._read(i)
-        target = self._convert(self._checked(sample, i))
-        sample = replace(sample, target=target, id=i)
+        sample = self.plain(i)
         if self.transform is None:
             return sample
-        return self.transform(sample, np.random.default_rng([self.seed, epoch, i]))
+        rng = np.random.default_rng([self.seed, epoch, i])
+        more = (self,) if getattr(self.transform, "takes_dataset", False) else ()
+        return self.transform(sample, rng, *more)
+
+    def plain(self, i: int) -> Sample:
+        """Sample i (0 <= i < len) with the truth of the task, without transform."""
+        sample = self._read(i)
+        target = self._convert(self._checked(sample, i))
+        return replace(sample, target=target, id=i)
 
     def name(self, i: int) -> str:
         """The name of image i, unique in the split: by default the stem of its file."""
@@ -149,13 +162,14 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         if classes is not None and self.task != "semantic":
             raise ZooError(f"classes= merges classes of task=semantic only, the task is {self.task}")
 
-    def _list_records(self) -> list[Any]:
+    def _list_records(self) -> Sequence[Any]:
         if self.layout:
             root = self.path()
             if not root.is_dir() or not any(root.iterdir()):
                 raise incomplete(root, "is empty or not a folder", self.layout)
         try:
-            records = list(self.index())
+            records = self.index()
+            records = records if isinstance(records, Sequence) else list(records)
         except FileNotFoundError as error:
             raise incomplete(self.root, f"{error.filename} is missing", self.layout) from error
         if not records:
@@ -205,6 +219,33 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     def _where(self, i: int) -> str:
         paths = _paths(self.records[i])
         return str(paths[-1]) if paths else f"{self.title} {self.name(i)}"
+
+
+class Images(Sequence[tuple[Path, int]]):
+    """Records (path of the image, its row in a table), made when asked for: 100 000 paths are megabytes a worker.
+
+    Args:
+        folder: that the names are relative to.
+        names: (I,) UTF-8 bytes.
+        rows: (N,) into names; all by default.
+    """
+
+    def __init__(self, folder: Path, names: NDArray[np.bytes_], rows: NDArray[np.int64] | None = None) -> None:
+        self.folder, self.names = folder, names
+        self.rows = np.arange(len(names)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, i: int) -> tuple[Path, int]: ...
+    @overload
+    def __getitem__(self, i: slice) -> Images: ...
+    def __getitem__(self, i: int | slice) -> tuple[Path, int] | Images:
+        if isinstance(i, slice):
+            return Images(self.folder, self.names, self.rows[i])
+        row = int(self.rows[i])
+        return self.folder / self.names[row].decode(), row
 
 
 def _merge(

@@ -24,7 +24,7 @@ from zoo.data.base import Dataset
 from zoo.data.files import files_in, read_image, read_labels
 from zoo.data.pairs import Files, descend, id_table, paired, renumber, to_sample, to_semantic
 from zoo.errors import ZooError
-from zoo.structures import VOID, Class, Panoptic, Sample
+from zoo.structures import VOID, Class, Instances, Masks, Panoptic, Sample
 
 CLASSES = (
     Class("road", (128, 64, 128)),
@@ -60,7 +60,7 @@ class Cityscapes(Dataset):
 
     Instance and panoptic truth comes from the instanceIds files, as cityscapesScripts' createPanopticImgs reads them:
     ``id // 1000`` is the class of object ``id % 1000``; a region of a thing class with an id below 1000 is a group
-    whose objects were not told apart, a crowd.
+    whose objects were not told apart, a crowd. In instance truth all that is void is a crowd of class 255.
     """
 
     layout = """
@@ -76,6 +76,8 @@ cityscapes/
     table = CLASSES
 
     def index(self) -> list[tuple[Path, ...]]:
+        if self.task == "instance":
+            self.metric_options = {"cityscapes": True}  # its own AP beside COCO's
         images, labels = self.files()
         if self.split == "test":
             return [(image,) for image in images.values()]
@@ -103,7 +105,10 @@ cityscapes/
         ids = read_labels(path)
         if self.task == "semantic":
             return to_sample(image, to_semantic(renumber(ids, TABLE, path), path), path)
-        return to_sample(image, segments(ids, path), path)
+        panoptic = segments(ids, path)
+        if self.task == "panoptic":
+            return to_sample(image, panoptic, path)
+        return to_sample(image, objects(panoptic, np.isin(ids, VOID_IDS)), path)
 
 
 def segments(ids: NDArray[Any], path: Path) -> Panoptic:
@@ -125,6 +130,22 @@ def segments(ids: NDArray[Any], path: Path) -> Panoptic:
         torch.from_numpy(number[ids]),
         torch.tensor([VOID, *classes[kept].tolist()]),
         crowd=torch.tensor([False, *(things & alone[kept]).tolist()]),
+    )
+
+
+def objects(panoptic: Panoptic, void: NDArray[np.bool_]) -> Instances:
+    """Instance truth. Where the image is `void` (H, W) lies a crowd of class 255: Cityscapes' AP takes notice of it.
+
+    Its evaluation counts no detection that lies mostly on void or on groups.
+    """
+    found = panoptic.instances(CLASSES)
+    if found.masks is None or not void.any():
+        return found
+    nothing = Masks.from_dense(void[None])
+    return Instances(
+        Masks.from_rle([*found.masks.rle(), *nothing.rle()], found.size),
+        torch.cat([found.labels, torch.tensor([VOID])]),
+        crowd=torch.cat([found.crowd, torch.tensor([True])]),
     )
 
 

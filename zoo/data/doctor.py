@@ -17,7 +17,9 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.data import DATASETS, Dataset, create_dataset
+from zoo.data.annotations import BadAnnotation
 from zoo.data.files import DAMAGE, decode
 from zoo.data.folder import NoSplit
 from zoo.data.pairs import Unpaired, faults
@@ -44,6 +47,7 @@ _ORIENTATION = 0x0112
 FAULTS = {
     "cannot be read": "restore the file from its source, or take it out of the split",
     "image and mask differ in size": "export the mask at the size of its image; for turned photographs try exif=apply",
+    "broken annotations": "mend or delete them: the message names the file and the annotation",
     "labels that are no class": "give them a class, make them void, or choose the encoding the masks have",
 }
 TWICE = (
@@ -71,7 +75,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """One image and its truth: pixels of each class (K,) and of void, or why they cannot be used."""
+    """One image and its truth: pixels of each class (K,) and of void, or why they cannot be used.
+
+    Of instances also how many `objects` there are, crowds aside, and how many of all have no pixel (`empty`).
+    """
 
     path: str
     stem: str
@@ -80,6 +87,8 @@ class Look:
     pixels: NDArray[np.int64] | None = None
     void: int = 0
     turned: bool = False
+    objects: int = 0
+    empty: int = 0
     fault: str = ""
     message: str = ""
 
@@ -124,6 +133,7 @@ def examine(name: str, root: Path | None = None, splits: Sequence[str] = (), **o
         result.looks[split] = _look_at_all(dataset, f"{name} {split}")
         result.findings += _of_files(split, result.looks[split], getattr(dataset, "exif", "ignore"))
         result.findings += _of_labels(split, result.looks[split], dataset.table)
+        result.findings += _of_objects(split, result.looks[split], dataset)
     if refusals and len(refusals) == len(result.findings) and not result.looks:
         raise refusals[0]
     result.findings += _of_overlap(result.looks)
@@ -136,7 +146,8 @@ def _open(name: str, root: Path | None, split: str, options: dict[str, Any]) -> 
     cls = DATASETS[name]
     options = {"task": "semantic" if "semantic" in cls.tasks else cls.tasks[0]} | options
     try:
-        return create_dataset(name, root, split, **options), []
+        with redirect_stderr(StringIO()):  # what a dataset says of its annotations becomes findings
+            return create_dataset(name, root, split, **options), []
     except Unpaired as error:
         paths = error.labels | error.images
         found = [
@@ -170,13 +181,31 @@ def look(dataset: Dataset, i: int) -> Look:
     try:
         sample = dataset.read(record)
     except (ZooError, OSError) as error:
-        return Look(path, stem, turned=turned, fault=_diagnose(paths, str(error)), message=str(error))
+        fault = "broken annotations" if isinstance(error, BadAnnotation) else _diagnose(paths, str(error))
+        return Look(path, stem, turned=turned, fault=fault, message=str(error))
     digest = f"{sample.image.shape}{hashlib.blake2b(np.ascontiguousarray(sample.image).data).hexdigest()}"
     pixels, void, outside = _count(sample.target, len(dataset.table))
     if outside:
         said = f"{paths[-1] if paths else path}: holds {', '.join(map(str, outside))}"
         return Look(path, stem, sample.size, digest, turned=turned, fault="labels that are no class", message=said)
-    return Look(path, stem, sample.size, digest, pixels, void, turned)
+    objects, empty = _objects(sample.target)
+    return Look(path, stem, sample.size, digest, pixels, void, turned, objects, empty)
+
+
+def _objects(target: Target | None) -> tuple[int, int]:
+    """How many objects there are that are no crowds, and how many without a pixel."""
+    if not isinstance(target, Instances) or not len(target):
+        return 0, 0
+    return int((~target.crowd).sum()), int((_areas(target) == 0).sum())
+
+
+def _areas(target: Instances) -> NDArray[np.int64]:
+    """Pixels of each mask, or of its box where there are no masks."""
+    if target.masks is not None:
+        return target.masks.area().numpy()
+    assert target.boxes is not None
+    sides = (target.boxes[:, 2:] - target.boxes[:, :2]).clamp(min=0)
+    return sides.prod(1).round().long().numpy()
 
 
 def _is_turned(path: Path) -> bool:
@@ -208,9 +237,9 @@ def _count(target: Target | None, classes: int) -> tuple[NDArray[np.int64] | Non
     if isinstance(target, Instances):
         inside = (target.labels >= 0) & (target.labels < classes)
         pixels = np.zeros(classes, np.int64)
-        if target.masks is not None:
-            np.add.at(pixels, target.labels[inside].numpy(), target.masks.area()[inside].numpy())
-        return pixels, 0, sorted(set(target.labels[~inside].tolist()))
+        np.add.at(pixels, target.labels[inside].numpy(), _areas(target)[inside.numpy()])
+        void = target.crowd & (target.labels == VOID)
+        return pixels, int(_areas(target)[void.numpy()].sum()), sorted(set(target.labels[~inside & ~void].tolist()))
     counts = np.bincount(target.semantic().labels.numpy().ravel(), minlength=256)
     outside = [int(value) for value in np.flatnonzero(counts) if classes <= value < VOID]
     return counts[:classes].astype(np.int64), int(counts[VOID]), outside
@@ -268,6 +297,20 @@ def _of_labels(split: str, looks: list[Look], classes: tuple[Class, ...]) -> Ite
                 "a model cannot learn them: wrong numbers in classes=, or a split without them",
             )
         yield Finding(severity, split, "classes that never occur", len(absent), names, advice)
+
+
+def _of_objects(split: str, looks: list[Look], dataset: Dataset) -> Iterator[Finding]:
+    """What is odd about instances: what was noted of their annotations, masks without a pixel, more than are scored."""
+    for note in dataset.notes:
+        yield Finding("warning", split, note.problem, note.count, f"{note.path}: {note.example}", note.advice)
+    if empty := [look for look in looks if look.empty]:
+        advice = "training leaves them out; in an evaluation nothing can find them"
+        count = sum(look.empty for look in empty)
+        yield Finding("warning", split, "objects without a pixel", count, empty[0].path, advice)
+    most = dataset.metric_options.get("max_detections")
+    if most is not None and (crowded := [look for look in looks if look.objects > most]):
+        advice = f"the metric looks at {most} detections an image: set max_detections={max(x.objects for x in crowded)}"
+        yield Finding("warning", split, "more objects than are scored", len(crowded), crowded[0].path, advice)
 
 
 def _of_overlap(looks: dict[str, list[Look]]) -> Iterator[Finding]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from zoo.data.base import Dataset, Transform
 from zoo.data.files import IMAGE_SUFFIXES, Exif, has_palette, incomplete, read_image, read_labels
 from zoo.data.legend import Names, read_legend
-from zoo.data.pairs import Files, complete, read_lines, to_sample, without_suffix
+from zoo.data.pairs import Files, check_fractions, complete, drawn, read_lines, to_sample, without_suffix
 from zoo.errors import ZooError, unknown
 from zoo.structures import VOID, Sample, Semantic
 
@@ -88,7 +86,7 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
         if exif not in ("ignore", "apply"):
             raise unknown("exif", exif, ("ignore", "apply"))
         if fractions is not None:
-            _check_fractions(fractions, split)
+            check_fractions(fractions, split)
         self.encoding, self.images, self.masks = encoding, images, masks
         self.image_suffix, self.mask_suffix = image_suffix, mask_suffix
         self.fractions, self.split_seed = fractions, split_seed
@@ -124,7 +122,7 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
             names = self._listed(images)
             images = {name: images.get(name, of_images / name) for name in names}
         else:
-            names = self._drawn(images.keys() | masks.keys())
+            names = drawn(images.keys() | masks.keys(), self.fractions, self.split, self.split_seed)
             images = {name: images[name] for name in names if name in images}
         return images, {name: masks[name] for name in names if name in masks}
 
@@ -164,14 +162,6 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
 
     def _no_split(self, missing: str) -> NoSplit:
         return NoSplit(str(incomplete(self.root, f"there is no split {self.split!r}: {missing}", self.layout)))
-
-    def _drawn(self, names: Iterable[str]) -> list[str]:
-        """The split's share of `names`, sorted."""
-        assert self.fractions is not None
-        order = sorted(names, key=lambda name: hashlib.sha256(f"{self.split_seed}/{name}".encode()).digest())
-        ends = [round(share * len(order)) for share in accumulate(self.fractions.values(), initial=0.0)]
-        i = list(self.fractions).index(self.split)
-        return sorted(order[ends[i] : ends[i + 1]])
 
     def _class_ids(self, path: Path) -> NDArray[np.uint8]:
         """Class ids (H, W) of the mask `path`."""
@@ -214,13 +204,6 @@ Other folders: images=, masks=. Files: .png .jpg .tif .npy, in subfolders too.
             f"{path}: {kind} {', '.join(found)}{more} is in none of the {len(self.table)} classes and not void; "
             f"add it to classes= or to void="
         )
-
-
-def _check_fractions(fractions: Mapping[str, float], split: str) -> None:
-    if split not in fractions:
-        raise unknown("split", split, fractions)
-    if not all(share > 0 for share in fractions.values()) or sum(fractions.values()) > 1 + 1e-9:
-        raise ZooError(f"fractions={dict(fractions)}: each is above 0 and together they are at most 1")
 
 
 def _lookup(stored: Mapping[int, int], size: int) -> NDArray[np.uint16]:

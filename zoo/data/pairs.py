@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from zoo.data.files import IMAGE_SUFFIXES
-from zoo.errors import ZooError
-from zoo.structures import VOID, Panoptic, Sample, Semantic
+from zoo.errors import ZooError, unknown
+from zoo.structures import VOID, Sample, Semantic, Target
 
 Files = dict[str, Path]
 """Files by the name that an image and its labels share."""
@@ -87,6 +89,27 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
+def drawn(names: Iterable[str], fractions: Mapping[str, float], split: str, seed: int = 0) -> list[str]:
+    """The share of `names`, sorted, that `split` gets of ``{"train": 0.8, "val": 0.2}``, by the hash of (seed, name).
+
+    Raises:
+        ZooError: there is no such split, or the shares are no shares.
+    """
+    check_fractions(fractions, split)
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    ends = [round(share * len(order)) for share in accumulate(fractions.values(), initial=0.0)]
+    i = list(fractions).index(split)
+    return sorted(order[ends[i] : ends[i + 1]])
+
+
+def check_fractions(fractions: Mapping[str, float], split: str) -> None:
+    """Raises ZooError where `fractions` are no shares of splits, `split` among them."""
+    if split not in fractions:
+        raise unknown("split", split, fractions)
+    if not all(share > 0 for share in fractions.values()) or sum(fractions.values()) > 1 + 1e-9:
+        raise ZooError(f"fractions={dict(fractions)}: each is above 0 and together they are at most 1")
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank, stripped."""
     return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -142,7 +165,7 @@ def to_semantic(labels: NDArray[Any], path: Path) -> Semantic:
     return Semantic(torch.from_numpy(labels.astype(np.uint8, copy=False)))
 
 
-def to_sample(image: NDArray[Any], target: Semantic | Panoptic, path: Path) -> Sample:
+def to_sample(image: NDArray[Any], target: Target, path: Path) -> Sample:
     """The sample of an image (H, W, C) and the truth in the file `path`; the base class fills in its id.
 
     Raises:

@@ -3,8 +3,8 @@
 Scale, rotation, flip, elastic deformation and crop are one mapping from the crop back to the source image, so that
 every pixel is interpolated once and only what ends up in the crop is computed. The truth follows by nearest
 neighbour. Segments travel as maps of integers: a panoptic map is one, instances that do not touch share one, so
-the cost does not grow with their number. albumentations sees the cropped image only and draws from the sample's own
-generator (its own one repeats in workers and over epochs).
+the cost does not grow with their number. Keypoints, and boxes without masks, take the way forward. albumentations sees
+the cropped image only and draws from the sample's own generator (its own one repeats in workers and over epochs).
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from zoo.data.layers import disjoint_layers, masks_of_layers
+from zoo.data.warp import Warp, rotation, shift
 from zoo.errors import ZooError, unknown
-from zoo.ops import masks as rle_ops
-from zoo.structures import VOID, Instances, Masks, Panoptic, Sample, Semantic, Size, Target, as_size
+from zoo.structures import VOID, Instances, Panoptic, Sample, Semantic, Size, as_size
+
+if TYPE_CHECKING:
+    from zoo.data.base import Dataset
 
 Array = NDArray[Any]
 Rng = np.random.Generator
@@ -33,21 +37,32 @@ class TrainTransform:
     """Random scale, rotation, flip, elastic deformation, crop and colour of a sample.
 
     What lies beyond the source image gets the image's mean colour and void truth. Segments that leave the crop are
-    dropped; boxes are those of the new masks. Images of any number of channels; colour needs 1 or 3.
+    dropped; boxes are those of the new masks. Boxes without masks become the upright boxes around the moved ones;
+    keypoints that leave count as not labelled. Images of any number of channels; colour needs 1 or 3.
 
     Args:
         crop: (H, W) or one number for both; None keeps the whole scaled image.
-        scale: range of the factor, drawn uniformly. Below 0.5 the image is not smoothed before it shrinks.
+        scale: range of the factor, drawn uniformly.
         flip: probability of mirroring left and right.
         color: probability of changing brightness, contrast and saturation by up to 30 %, the hue by up to 18 degrees.
         rotate: largest angle in degrees, either way.
         elastic: spread, in pixels of the crop, of the random displacements on a 3x3 grid of Ronneberger et al. 2015,
             section 3.1 (10 in the paper); bicubic in between.
+        fit: `scale` is relative to the size at which the image just fits into the crop: with 0.1 to 2.0 large-scale
+            jitter (Ghiasi et al. 2021).
+        short_side: the image is brought to one of these lengths of its shorter side before `scale`, the longer one at
+            most `long_side`: with 640, 672, ..., 800 and 1333 the training of Detectron.
+        long_side: see `short_side`.
+        copy_paste: probability of pasting objects of another image on top (Ghiasi et al. 2021): of each that is no
+            crowd with probability one half, that image scaled, flipped and cropped by itself. No blending. What is
+            covered altogether is dropped.
         extra: further pixel transforms of albumentations by name, such as ``{"GaussNoise": {"p": 0.2}}``.
 
     Raises:
         ZooError: a range that makes no sense, an `extra` that is unknown or moves pixels.
     """
+
+    takes_dataset = True
 
     def __init__(
         self,
@@ -58,35 +73,72 @@ class TrainTransform:
         rotate: float = 0.0,
         elastic: float = 0.0,
         extra: Mapping[str, Mapping[str, Any]] | None = None,
+        fit: bool = False,
+        short_side: int | Sequence[int] | None = None,
+        long_side: int | None = None,
+        copy_paste: float = 0.0,
     ) -> None:
         low, high = scale
         if not 0 < low <= high:
             raise ZooError(f"transform: scale={list(scale)} should be two positive factors, the smaller first")
-        for name, share in (("flip", flip), ("color", color)):
+        for name, share in (("flip", flip), ("color", color), ("copy_paste", copy_paste)):
             if not 0 <= share <= 1:
                 raise ZooError(f"transform: {name}={share} is a probability, 0 to 1")
         self.crop: Size | None = None if crop is None else as_size(crop, "transform: crop")
+        if fit and crop is None:
+            raise ZooError("transform: fit=true scales the image to the crop, so it needs crop=")
+        if fit and short_side is not None:
+            raise ZooError("transform: fit and short_side both say what scale is relative to; set one")
+        self.fit, self.short_side, self.long_side = fit, _sides(short_side), long_side
+        self.copy_paste = copy_paste
         self.scale, self.flip, self.rotate, self.elastic = (low, high), flip, rotate, elastic
         self._color = _compose({"ColorJitter": _COLOR | {"p": color}}) if color else None
         self._extra = _compose(extra) if extra else None
 
-    def __call__(self, sample: Sample, rng: Rng) -> Sample:
-        """The sample, transformed; `rng` decides everything."""
+    def __call__(self, sample: Sample, rng: Rng, dataset: Dataset | None = None) -> Sample:
+        """The sample, transformed; `rng` decides everything. `dataset` gives mirror pairs and other samples."""
         height, width = sample.image.shape[:2]
         warp = self._draw(rng, (height, width))
-        image = warp.image(sample.image)
+        image, target = warp.image(sample.image), sample.target
+        if isinstance(target, Instances):
+            mirror = None if dataset is None or dataset.keypoints is None else dataset.keypoints.mirror
+            moved = _move(target, warp, mirror)
+            if self.copy_paste and rng.random() < self.copy_paste:
+                image, moved = self._pasted(image, moved, sample.id, rng, dataset)
+            target = moved.instances(warp.size)
+        elif target is not None:
+            if self.copy_paste:
+                raise ZooError("transform: copy_paste pastes objects, it needs task=instance")
+            target = _warp_map(target, warp)
         if self._color is not None and image.shape[2] in (1, 3):
             image = _apply(self._color, image, rng)
         if self._extra is not None:
             image = _apply(self._extra, image, rng)
-        target = None if sample.target is None else _warp_target(sample.target, warp)
         return replace(sample, image=image, target=target)
 
-    def _draw(self, rng: Rng, source: Size) -> Warp:
-        """The random mapping for a source image of this size."""
-        factor = rng.uniform(*self.scale)
-        scaled = (max(1, round(source[0] * factor)), max(1, round(source[1] * factor)))
-        size = self.crop or scaled
+    def _pasted(
+        self, image: Array, moved: _Moved, index: int, rng: Rng, dataset: Dataset | None
+    ) -> tuple[Array, _Moved]:
+        """The image with objects of another one of the dataset, that moved by itself, on top."""
+        if dataset is None:
+            raise ZooError("transform: copy_paste takes objects from other samples, and no dataset was given")
+        if len(dataset) < 2:
+            return image, moved
+        other = dataset.plain((index + int(rng.integers(1, len(dataset)))) % len(dataset))
+        if not isinstance(other.target, Instances):
+            return image, moved
+        warp = self._draw(rng, (other.image.shape[0], other.image.shape[1]), moved.rest.size)
+        mirror = None if dataset.keypoints is None else dataset.keypoints.mirror
+        above = _move(other.target, warp, mirror)
+        chosen = (rng.random(len(above.rest)) < 0.5) & ~above.rest.crowd.numpy()
+        moved, covered = _paste(moved, above, chosen)
+        return np.where(covered[..., None], warp.image(other.image), image), moved
+
+    def _draw(self, rng: Rng, source: Size, size: Size | None = None) -> Warp:
+        """The random mapping for a source image of this size, to a new one of `size`."""
+        factor = self._base(rng, source) * rng.uniform(*self.scale)
+        scaled = (max(1, int(source[0] * factor + 0.5)), max(1, int(source[1] * factor + 0.5)))
+        size = size or self.crop or scaled
         # Whole pixels: at scale 1 a crop is an exact copy. A smaller image lies anywhere within the crop.
         top, left = (
             int(rng.integers(min(0, have - want), max(0, have - want) + 1))
@@ -96,79 +148,51 @@ class TrainTransform:
         mirrored = rng.random() < self.flip
         centre_y, centre_x = size[0] / 2, size[1] / 2
         matrix = (
-            _shift(-0.5, -0.5)  # continuous coordinates -> pixel centres
+            shift(-0.5, -0.5)  # continuous coordinates -> pixel centres
             @ np.diag([source[1] / scaled[1], source[0] / scaled[0], 1.0])
-            @ _shift(left + centre_x, top + centre_y)
-            @ _rotation(angle)
+            @ shift(left + centre_x, top + centre_y)
+            @ rotation(angle)
             @ np.diag([-1.0 if mirrored else 1.0, 1.0, 1.0])
-            @ _shift(0.5 - centre_x, 0.5 - centre_y)
+            @ shift(0.5 - centre_x, 0.5 - centre_y)
         )
         bend = None
         if self.elastic:
             grid = rng.normal(0.0, self.elastic / factor, (3, 3, 2)).astype(np.float32)
             bend = cv2.resize(grid, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
-        return Warp(matrix, size, bend)
+        return Warp(matrix, size, bend, factor, mirrored)
+
+    def _base(self, rng: Rng, source: Size) -> float:
+        """The factor that `scale` is relative to."""
+        if self.short_side is not None:
+            side = self.short_side[int(rng.integers(len(self.short_side)))]
+            most = float("inf") if self.long_side is None else self.long_side / max(source)
+            return min(side / min(source), most)
+        if self.fit:
+            assert self.crop is not None
+            return min(self.crop[0] / source[0], self.crop[1] / source[1])
+        return 1.0
 
 
-@dataclass(frozen=True)
-class Warp:
-    """A mapping from the pixels of a new image to places in the source.
-
-    Attributes:
-        matrix: (3, 3), takes (x, y, 1) of a new pixel to the source.
-        size: (H, W) of the new image.
-        bend: (H, W, 2) float32, added to the place in the source, or None.
-    """
-
-    matrix: Array
-    size: Size
-    bend: Array | None = None
-
-    def image(self, image: Array) -> Array:
-        """(h, w, C) -> (H, W, C), bilinear; the mean colour beyond the edge."""
-        groups = [image[..., k : k + 4] for k in range(0, image.shape[2], 4)]  # OpenCV fills four channels at most
-        warped = [self._sample(group, cv2.INTER_LINEAR, group[::4, ::4].mean((0, 1)).tolist()) for group in groups]
-        planes = [part.reshape(*self.size, -1) for part in warped]
-        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-
-    def labels(self, labels: Array, fill: int) -> Array:
-        """(h, w) uint8 or float32 holding integers -> (H, W), nearest neighbour; `fill` beyond the edge."""
-        return self._sample(labels, cv2.INTER_NEAREST, [fill])
-
-    def _sample(self, source: Array, how: int, fill: list[float]) -> Array:
-        height, width = self.size
-        if self.bend is None:
-            flags = how | cv2.WARP_INVERSE_MAP
-            return cv2.warpAffine(source, self.matrix[:2], (width, height), flags=flags, borderValue=fill)
-        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-        (xx, xy, x0), (yx, yy, y0) = self.matrix[:2].astype(np.float32)
-        from_x, from_y = xx * x + xy * y + x0 + self.bend[..., 0], yx * x + yy * y + y0 + self.bend[..., 1]
-        return cv2.remap(source, from_x, from_y, how, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
-
-
-def _shift(x: float, y: float) -> Array:
-    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
-
-
-def _rotation(angle: float) -> Array:
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+def _sides(value: int | Sequence[int] | None) -> list[int] | None:
+    sides = [value] if isinstance(value, int) else value
+    if sides is not None and not (len(sides) and all(isinstance(side, int) and side > 0 for side in sides)):
+        raise ZooError(f"transform: short_side={value} is a number of pixels or a list of them")
+    return None if sides is None else list(sides)
 
 
 # ---- truth ------------------------------------------------------------------------------------------------------
 
 
-def _warp_target(target: Target, warp: Warp) -> Target:
+def _warp_map(target: Semantic | Panoptic, warp: Warp) -> Semantic | Panoptic:
     if isinstance(target, Semantic):
         return Semantic(torch.from_numpy(warp.labels(target.labels.numpy(), VOID)))
-    if isinstance(target, Panoptic):
-        return _warp_panoptic(target, warp)
-    return _warp_instances(target, warp)
+    return _warp_panoptic(target, warp)
 
 
 def _warp_panoptic(target: Panoptic, warp: Warp) -> Panoptic:
     """Segments without a pixel are dropped, the others numbered 1..S without gaps."""
-    ids = _warp_ids(target.ids.numpy(), warp)
+    # float32 holds integers up to 2^24 and takes the same path through OpenCV as the image; int32 rounds otherwise.
+    ids = warp.labels(target.ids.numpy().astype(np.float32, order="C"), 0).astype(np.int32)
     present = np.bincount(ids.ravel(), minlength=len(target.labels)) > 0
     present[0] = True
     number = (np.cumsum(present) - 1).astype(np.int32)
@@ -176,53 +200,84 @@ def _warp_panoptic(target: Panoptic, warp: Warp) -> Panoptic:
     return Panoptic(torch.from_numpy(number[ids]), target.labels[keep], target.scores[keep], target.crowd[keep])
 
 
-def _warp_instances(target: Instances, warp: Warp) -> Instances:
-    """Instances without a pixel are dropped. Areas of the file no longer hold and are left out."""
-    if target.masks is None or target.keypoints is not None:
-        raise ZooError("the training transform moves masks; it cannot move keypoints, or boxes without masks")
-    rles: dict[int, rle_ops.Rle] = {}
-    for layer in disjoint_layers(target.masks):
-        ids = _warp_ids(layer, warp)
-        present = np.flatnonzero(np.bincount(ids.ravel())[1:]) + 1
-        rles |= dict(zip((present - 1).tolist(), rle_ops.encode_ids(ids, present.tolist()), strict=True))
-    keep = sorted(rles)
-    masks = Masks.from_rle([rles[k] for k in keep], warp.size)
-    kept = replace(target, masks=None, boxes=torch.zeros(len(target), 4), areas=None)[keep]
-    return replace(kept, masks=masks, boxes=masks.boxes(), size=warp.size)
+@dataclass(frozen=True)
+class _Moved:
+    """Instances on their way: `layers` (H, W) int32 as in `disjoint_layers`, and what else is known of each.
 
-
-def _warp_ids(ids: Array, warp: Warp) -> Array:
-    # float32 holds integers up to 2^24 and takes the same path through OpenCV as the image; int32 rounds otherwise.
-    return warp.labels(ids.astype(np.float32, order="C"), 0).astype(np.int32)
-
-
-def disjoint_layers(masks: Masks) -> list[Array]:
-    """N masks as few maps (H, W) int32: mask k is where one of them equals k + 1; masks of one map do not touch.
-
-    Each mask goes into the first map that is free where it lies, so that the number of maps follows the depth of the
-    overlap, not N. Masks are drawn from their runs; none becomes dense.
+    Without masks `layers` is None and the boxes of `rest` have moved already.
     """
-    height, width = masks.size
-    layers: list[Array] = []  # flat, column by column, as the runs are
-    for k, counts in enumerate(rle_ops.unpack(masks.rle())):
-        inside = _pixels(counts, height * width)
-        free = next((layer for layer in layers if not layer[inside].any()), None)
-        if free is None:
-            free = np.zeros(height * width, np.int32)
-            layers.append(free)
-        free[inside] = k + 1
-    return [layer.reshape(width, height).T for layer in layers]
+
+    rest: Instances
+    layers: list[Array] | None
+
+    def instances(self, size: Size) -> Instances:
+        """Those with a pixel, or with a box that has an area. The areas of the file hold no longer and are left out."""
+        if self.layers is None:
+            assert self.rest.boxes is not None
+            return self.rest[(self.rest.boxes[:, 2:] > self.rest.boxes[:, :2]).all(1)]
+        masks, boxes, kept = masks_of_layers(self.layers, size)
+        return replace(self.rest[kept], masks=masks, boxes=torch.from_numpy(boxes), size=size)
 
 
-def _pixels(counts: rle_ops.Counts, total: int) -> Array:
-    """Run lengths, zeros first -> the flat indices of the ones."""
-    edges = np.cumsum(counts)
-    if edges[-1] != total:
-        raise ZooError(f"the runs of an RLE cover {edges[-1]} pixels, its image has {total}")
-    ends = edges[1::2]
-    starts = edges[0::2][: len(ends)]
-    lengths = ends - starts
-    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+def _move(target: Instances, warp: Warp, mirror: Sequence[int] | None) -> _Moved:
+    boxes = torch.zeros(len(target), 4)
+    if warp.bend is not None and (target.masks is None or target.keypoints is not None):
+        raise ZooError("transform: elastic bends masks and images, it cannot bend boxes or keypoints: set elastic=0")
+    if target.masks is None:
+        assert target.boxes is not None
+        boxes = torch.from_numpy(warp.boxes(target.boxes.numpy()).astype(np.float32))
+    keypoints = None if target.keypoints is None else _move_keypoints(target.keypoints.numpy(), warp, mirror)
+    rest = replace(target, masks=None, boxes=boxes, areas=None, keypoints=keypoints, size=warp.size)
+    if target.masks is None:
+        return _Moved(rest, None)
+    # float32 takes the same path through OpenCV as the image; int32 rounds otherwise.
+    return _Moved(rest, [warp.labels(layer, 0).astype(np.int32) for layer in disjoint_layers(target.masks)])
+
+
+def _move_keypoints(keypoints: Array, warp: Warp, mirror: Sequence[int] | None) -> torch.Tensor:
+    """(N, P, 3); those that leave the image are not labelled any more: 0, 0, 0. In a mirror left and right change."""
+    if warp.mirrored:
+        if mirror is None:
+            raise ZooError("transform: flip needs to know which keypoints mirror each other; the dataset says it")
+        keypoints = keypoints[:, list(mirror)]
+    moved = keypoints.copy()
+    moved[..., :2] = warp.points(keypoints[..., :2].astype(np.float64))
+    inside = ((moved[..., :2] >= -0.5) & (moved[..., :2] < [warp.size[1] - 0.5, warp.size[0] - 0.5])).all(-1)
+    moved[(keypoints[..., 2] == 0) | ~inside] = 0
+    return torch.from_numpy(moved)
+
+
+def _paste(below: _Moved, above: _Moved, chosen: Array) -> tuple[_Moved, Array]:
+    """`below` with the `chosen` (N,) bool of `above` on top, and where those lie (H, W) bool."""
+    if below.layers is None or above.layers is None:
+        raise ZooError("transform: copy_paste needs masks, these objects have boxes alone: set copy_paste=0")
+    taken = np.append(False, chosen)
+    pasted = [np.where(taken[layer], layer + len(below.rest), 0) for layer in above.layers]
+    covered = np.zeros(below.rest.size, bool)
+    for layer in pasted:
+        covered |= layer > 0
+    layers = [np.where(covered, 0, layer) for layer in below.layers]
+    return _Moved(_joined(_hidden(below.rest, covered), above.rest), [*layers, *pasted]), covered
+
+
+def _hidden(target: Instances, covered: Array) -> Instances:
+    """Keypoints where something else now lies are labelled but not visible: 1."""
+    if target.keypoints is None:
+        return target
+    points = target.keypoints.numpy().copy()
+    x, y = (np.rint(points[..., k]).astype(int).clip(0, target.size[1 - k] - 1) for k in (0, 1))
+    points[..., 2] = np.where(covered[y, x], points[..., 2].clip(max=1), points[..., 2])
+    return replace(target, keypoints=torch.from_numpy(points))
+
+
+def _joined(one: Instances, other: Instances) -> Instances:
+    def both(name: str) -> Any:
+        pair = getattr(one, name), getattr(other, name)
+        return None if pair[0] is None or pair[1] is None else torch.cat(pair)
+
+    return Instances(
+        None, both("labels"), both("scores"), both("crowd"), both("boxes"), None, both("keypoints"), size=one.size
+    )
 
 
 # ---- pixels -----------------------------------------------------------------------------------------------------

@@ -36,16 +36,30 @@ def encode(masks: NDArray[Any]) -> list[Rle]:
 
 def encode_ids(ids: NDArray[np.integer[Any]], segments: Sequence[int]) -> list[Rle]:
     """One RLE for each of `segments` of an id map (H,W), from one pass over the map however many there are."""
-    height, width = ids.shape
-    flat = ids.T.reshape(-1)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]) if flat.size else np.zeros(0, np.int64)
-    ends = np.concatenate([starts[1:], [flat.size]])[: len(starts)]
-    owners = flat[starts]
+    starts, ends, owners = runs_of_ids(ids)
     order = np.argsort(owners, kind="stable")
     first = np.searchsorted(owners[order], segments, "left")
-    last = np.searchsorted(owners[order], segments, "right")
-    edges = np.stack([starts, ends], 1)[order]
-    return pack([_counts(edges[a:b].reshape(-1), flat.size) for a, b in zip(first, last, strict=True)], (height, width))
+    counts = np.searchsorted(owners[order], segments, "right") - first
+    rows = order[np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)]
+    return from_runs(starts[rows], ends[rows], counts, (ids.shape[0], ids.shape[1]))
+
+
+def runs_of_ids(ids: NDArray[np.integer[Any]]) -> tuple[Counts, Counts, NDArray[np.integer[Any]]]:
+    """The runs of equal ids of a map (H,W), down the columns: (R,) first places, places after the last, ids."""
+    flat = ids.T.reshape(-1)
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]) if flat.size else np.zeros(0, np.int64)
+    return starts, np.concatenate([starts[1:], [flat.size]])[: len(starts)], flat[starts]
+
+
+def from_runs(starts: Counts, ends: Counts, counts: Counts, size: Size) -> list[Rle]:
+    """N masks from their runs (R,): the first ``counts[0]`` are those of the first mask. No two of a mask may touch."""
+    pixels = size[0] * size[1]
+    edges = np.stack([starts, ends], 1).reshape(-1)
+    stops = 2 * np.cumsum(counts)
+    flat = np.insert(edges, stops, pixels) - np.insert(edges, stops - 2 * counts, 0)
+    lengths = 2 * counts + 1
+    full = (flat[np.cumsum(lengths) - 1] == 0) & (lengths > 1)  # ends with the image: no zeros behind
+    return _pack(np.delete(flat, np.cumsum(lengths)[full] - 1), lengths - full, size)
 
 
 def decode(rles: Sequence[Rle], size: Size) -> NDArray[np.bool_]:
@@ -151,8 +165,13 @@ def pack(counts: Sequence[Counts], size: Size) -> list[Rle]:
     """Run lengths of N masks -> N compressed RLEs. All masks are packed in one pass."""
     if not len(counts):
         return []
-    lengths = np.array([len(c) for c in counts])
-    flat = np.concatenate(counts).astype(np.int64)
+    return _pack(np.concatenate(counts).astype(np.int64), np.array([len(c) for c in counts]), size)
+
+
+def _pack(flat: Counts, lengths: Counts, size: Size) -> list[Rle]:
+    """`pack` for run lengths in one array, `lengths` (N,) of them for each mask, at least one."""
+    if not len(lengths):
+        return []
     place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     delta = flat.copy()
     delta[2:] -= np.where(place[2:] > 2, flat[:-2], 0)
@@ -174,25 +193,37 @@ def pack(counts: Sequence[Counts], size: Size) -> list[Rle]:
 
 def unpack(rles: Sequence[Rle]) -> list[Counts]:
     """The run lengths of N compressed RLEs, unpacked in one pass; the inverse of `pack`."""
+    flat, lengths = unpack_flat(rles)
+    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+def unpack_flat(rles: Sequence[Rle]) -> tuple[Counts, Counts]:
+    """The run lengths of N compressed RLEs behind each other, and how many each has (N,)."""
     if not len(rles):
-        return []
-    text = np.frombuffer(b"".join(rle["counts"] for rle in rles), dtype=np.uint8).astype(np.int64) - 48
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    text = np.frombuffer(b"".join(rle["counts"] for rle in rles), dtype=np.uint8) - np.uint8(48)
     bytes_ends = np.cumsum([len(rle["counts"]) for rle in rles])
     last = (text & 32) == 0
-    if not len(text) or text.min() < 0 or text.max() > 63 or not last[bytes_ends - 1].all():
+    if not len(text) or text.max() > 63 or not last[bytes_ends - 1].all():
         raise ZooError("an RLE's counts are not in COCO's compressed form: broken, or cut short")
     stops = np.flatnonzero(last) + 1
-    starts = np.concatenate([[0], stops[:-1]])
-    place = np.arange(len(text)) - np.repeat(starts, stops - starts)
-    values = np.add.reduceat((text & 31) << (5 * place), starts)
-    negative = (text[stops - 1] & 16) != 0
-    values -= np.where(negative, np.int64(1) << (5 * (stops - starts)), 0)
-    bounds = np.searchsorted(stops, bytes_ends, "right")
-    result = np.split(values, bounds[:-1])
-    for counts in result:
-        counts[1::2] = np.cumsum(counts[1::2])
-        counts[2::2] = np.cumsum(counts[2::2])
-    return result
+    used = np.diff(stops, prepend=0)
+    low, starts = (text & 31).astype(np.int64), stops - used
+    values = low[starts]
+    longer = np.flatnonzero(used > 1)
+    for k in range(1, int(used.max())):  # few lengths need more than two bytes
+        values[longer] |= low[starts[longer] + k] << (5 * k)
+        longer = longer[used[longer] > k + 1]
+    values -= (low[stops - 1] >> 4) << (5 * used)  # the last byte's highest bit is the sign
+    lengths = np.diff(np.searchsorted(stops, bytes_ends, "right"), prepend=0)
+    # Beyond the first run a length is stored less the one before the last: sums along the odd and the even places.
+    place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    odd = (place & 1).astype(bool)
+    for chain, count in ((np.flatnonzero(odd), lengths // 2), (np.flatnonzero(~odd & (place > 0)), (lengths - 1) // 2)):
+        sums = np.cumsum(values[chain])
+        before = np.concatenate([[0], sums])[np.cumsum(count) - count]
+        values[chain] = sums - np.repeat(before, count)
+    return values, lengths
 
 
 def paste(
