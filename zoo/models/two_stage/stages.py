@@ -18,10 +18,11 @@ def last_stage(backbone: Backbone) -> nn.Module:
     Raises ZooError for others: the C4 variant runs it on regions instead of on the image.
     """
     if isinstance(backbone.model, ResNet) and backbone.taps == "getter" and backbone.strides[-2:] == [16, 32]:
-        return backbone.model.layer4
+        stage: nn.Module = backbone.model.layer4  # type: ignore[assignment]
+        return stage
     raise ZooError(
-        f"variant c4 runs the last stage on each region, and backbone {backbone.name} is no ResNet with a last stage of "
-        "stride 32: use resnet*, resnext*, wide_resnet* at output_stride=32, or variant=fpn"
+        f"variant c4 runs the last stage on each region, and backbone {backbone.name} is no ResNet with a last stage "
+        "of stride 32: use resnet*, resnext*, wide_resnet* at output_stride=32, or variant=fpn"
     )
 
 
