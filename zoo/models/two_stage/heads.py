@@ -33,7 +33,7 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cls(x), self.reg(x).view(len(x), -1, 4)
+        return self.cls(x), self.reg(x).view(len(x), self.reg.out_features // 4, 4)
 
 
 class BoxHead(BoxPredictor):
