@@ -96,7 +96,6 @@ def test_training_losses_equal(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     """Given the same sampled anchors and regions: every term, and the gradients it gives."""
     theirs = on_resnet18(kind)
     ours = ours_of(theirs)
-    ours._frozen.clear()
     ours.backbone.requires_grad_(True)
     images, targets = training_pair(classes=1 if kind == "keypoint" else 3)
     truth = []

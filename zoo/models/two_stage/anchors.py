@@ -45,11 +45,16 @@ class Anchors(nn.Module):
                 f"cell{level}", cell.round() if conventions.rounded_anchors else cell, persistent=False
             )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of coordinates: single precision at least, also in a model of half precision."""
+        return torch.promote_types(self.get_buffer("cell0").dtype, torch.float32)
+
     def forward(self, maps: Sequence[Tensor], padded: Size) -> list[Tensor]:
         """Per level the anchors (h * w * A, 4), by rows, columns, then shapes, for images padded to (H, W)."""
         found = []
         for level, (x, stride) in enumerate(zip(maps, self.strides, strict=True)):
-            cell = self.get_buffer(f"cell{level}")
+            cell = self.get_buffer(f"cell{level}").to(self.dtype)
             height, width = x.shape[-2:]
             steps = (padded[0] // height, padded[1] // width) if self.inferred else (stride, stride)
             ys = torch.arange(height, device=cell.device, dtype=cell.dtype) * steps[0]

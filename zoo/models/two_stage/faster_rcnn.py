@@ -45,7 +45,7 @@ from zoo.models.two_stage.neck import FPN, LastLevel
 from zoo.models.two_stage.roi import RoIPooler
 from zoo.models.two_stage.rpn import RPN, propose, rpn_loss
 from zoo.models.two_stage.sampling import Regions, Truth, read_truth, sample_regions
-from zoo.models.two_stage.stages import before_last_stage, freeze, last_stage
+from zoo.models.two_stage.stages import before_last_stage, freeze, keep_statistics, last_stage
 from zoo.structures import Batch, Class, Instances, Size, as_classes
 
 VARIANTS = ("fpn", "c4", "dc5")
@@ -151,8 +151,7 @@ class FasterRCNN(nn.Module):
         for module in backbone.modules():
             if isinstance(module, _BatchNorm) and norm_epsilon is not None:
                 module.eps = norm_epsilon
-        self._frozen = freeze(backbone, frozen_stages, frozen_norm)
-        self.train()
+        freeze(backbone, frozen_stages, frozen_norm)
 
     @classmethod
     def needs_of(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +195,7 @@ class FasterRCNN(nn.Module):
         Crowds are left out. Images without an object teach what background is. Every trainable parameter is in the
         graph of the first term. Raises ZooError for images without truth, and when training has diverged.
         """
-        truths = read_truth(batch, batch.images.device, self.anchors.get_buffer("cell0").dtype)
+        truths = read_truth(batch, batch.images.device, self.anchors.dtype)
         dense = self(batch.images, batch.sizes)
         anchors = self.anchors(dense.pyramid, self._padded(batch.images.shape[-2:]))
         terms = rpn_loss(dense.objectness, dense.offsets, anchors, truths, self.rpn_samples, self.conventions)
@@ -321,8 +320,7 @@ class FasterRCNN(nn.Module):
     def train(self, mode: bool = True) -> FasterRCNN:
         """Training or evaluation mode, but for frozen norms."""
         super().train(mode)
-        for module in getattr(self, "_frozen", ()):
-            module.eval()
+        keep_statistics(self.backbone)
         return self
 
     def _propose(

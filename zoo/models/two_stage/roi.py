@@ -57,8 +57,8 @@ class RoIPooler(nn.Module):
         return level.clamp(first, last).long() - first
 
     def _pool(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
-        x = full(x)
+        wide = full(x)
         if self.pooling == "pool":
-            return roi_pool(x, rois.to(x.dtype), self.size, 1 / stride)
+            return roi_pool(wide, rois.to(wide.dtype), self.size, 1 / stride).to(x.dtype)
         ratio, aligned = self.conventions.sampling_ratio, self.conventions.aligned
-        return roi_align(x, rois.to(x.dtype), self.size, 1 / stride, ratio, aligned)
+        return roi_align(wide, rois.to(wide.dtype), self.size, 1 / stride, ratio, aligned).to(x.dtype)

@@ -34,11 +34,11 @@ def before_last_stage(backbone: Backbone, normalized: Tensor) -> Tensor:
     return x
 
 
-def freeze(backbone: Backbone, stages: int, norms: bool) -> list[nn.Module]:
+def freeze(backbone: Backbone, stages: int, norms: bool) -> None:
     """Take the parameters of the first `stages` maps out of training, and those of all batch norms if `norms`.
 
-    What the first map depends on is its stage, stem included, whatever the network calls it. Returns the modules that
-    are to stay in evaluation mode: the frozen batch norms. Raises ZooError for more stages than there are.
+    What the first map depends on is its stage, stem included, whatever the network calls it. Raises ZooError for more
+    stages than there are.
     """
     if not 0 <= stages <= len(backbone.channels):
         raise ZooError(f"frozen_stages={stages}: backbone {backbone.name} gives {len(backbone.channels)} maps")
@@ -46,12 +46,17 @@ def freeze(backbone: Backbone, stages: int, norms: bool) -> list[nn.Module]:
     for parameter in backbone.parameters():
         if id(parameter) in frozen:
             parameter.requires_grad_(False)
-    still: list[nn.Module] = []
     for module in backbone.modules():
-        if isinstance(module, _BatchNorm) and (norms or id(module.weight) in frozen):
+        if isinstance(module, _BatchNorm) and norms:
             module.requires_grad_(False)
-            still.append(module)
-    return still
+    keep_statistics(backbone)
+
+
+def keep_statistics(backbone: Backbone) -> None:
+    """Put the batch norms whose weights are not trained into evaluation mode."""
+    for module in backbone.modules():
+        if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+            module.eval()
 
 
 def _behind(backbone: Backbone, stages: int) -> set[int]:
