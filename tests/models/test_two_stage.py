@@ -52,7 +52,7 @@ def test_anchors_of_both_conventions() -> None:
     exact, rounded = (Anchors(*arguments, own)(maps, (800, 800)) for own in (DETECTRON2, TORCHVISION))
     assert [len(level) for level in exact] == [3 * side**2 for side in (200, 100, 50, 25, 13)]
     assert rounded[0][0].tolist() == [-23, -11, 23, 11]
-    torch.testing.assert_close(exact[0][0], torch.tensor([-1, -0.5, 1, 0.5]) * 32 * 2**0.5)
+    torch.testing.assert_close(exact[0][0], torch.tensor([-1, -0.5, 1, 0.5]) * 16 * 2**0.5)
     torch.testing.assert_close(exact[0][3 * 200 + 1 + 3], torch.tensor([4 - 16, 4 - 16, 4 + 16, 4 + 16.0]))
     centres = [level[-1].view(2, 2).mean(0).tolist() for level in (exact[4], rounded[4])]
     assert centres == [[768, 768], [732, 732]]
@@ -229,8 +229,9 @@ def test_mask_targets() -> None:
     hard = cut_out(truth, owner, box, 4, aligned=True, soft=False)[0]
     assert hard.tolist() == [[1, 1, 0, 0]] * 2 + [[0] * 4] * 2
     soft = cut_out(truth, owner, box, 4, aligned=False, soft=True)[0]
-    assert soft[0, 0] == 1
-    assert 0 < soft[0, 2] < 0.25
+    edge = 5.5 / 6  # of the six points across the second cell the last lies between a pixel inside and one outside
+    torch.testing.assert_close(soft[:2, :2], torch.tensor([[1, edge], [edge, edge**2]]))
+    assert soft.sum() == soft[:2, :2].sum()
     many = cut_out(truth, owner.repeat(5), box.repeat(5, 1), 4, aligned=True, soft=False)
     assert torch.equal(many, hard.expand(5, 4, 4))
 
