@@ -298,7 +298,8 @@ def test_frozen_parts_stay_as_they_are() -> None:
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert not changed & names
     assert not any("bn" in key or "downsample.1" in key for key in changed)
-    assert "backbone.model.layer2.0.conv1.weight" in changed
+    # Not conv1 or conv2: timm begins blocks with a last norm of weight 0, which frozen norms without weights keep.
+    assert "backbone.model.layer2.0.downsample.0.weight" in changed
     thawed = build("mask_rcnn", backbone="resnet18", roi_samples=8).train()
     assert all(p.requires_grad for p in thawed.parameters())
     assert all(module.training for module in thawed.modules())
