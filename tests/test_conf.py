@@ -24,7 +24,7 @@ from zoo.data.transforms import TrainTransform
 from zoo.devices import create_fabric
 from zoo.errors import ZooError
 from zoo.losses import median_frequency_weights
-from zoo.models import list_models
+from zoo.models import MODELS, list_models
 from zoo.optim import create_optimizer
 from zoo.overrides import CONF, check, quote_paths, saved_run
 from zoo.recipe import Recipe
@@ -67,7 +67,11 @@ def test_every_model_and_dataset_has_a_card_and_every_card_a_model_or_dataset() 
     assert cards("task") == sorted(TASKS)
 
 
-PAIRS = [*((model, "camvid") for model in cards("model")), *(("unet", dataset) for dataset in cards("dataset"))]
+FITTING = {"semantic": "camvid", "instance": "scenes"}
+PAIRS = [
+    *((model, FITTING[MODELS[model].task]) for model in cards("model")),
+    *(("unet", dataset) for dataset in cards("dataset")),
+]
 
 
 @pytest.mark.parametrize(("model", "dataset"), PAIRS)
@@ -75,17 +79,20 @@ def test_every_model_and_every_dataset_composes(model: str, dataset: str) -> Non
     config = composed("train", f"model={model}", f"dataset={dataset}", *TINY)
     assert (config["model"]["name"], config["dataset"]["name"]) == (model, dataset)
     assert config["backbone"]["name"] == "test_resnet.r160_in1k"
-    assert config["task"]["name"] == "semantic"
+    assert config["task"]["name"] == MODELS[model].task
 
 
 @pytest.mark.parametrize("model", cards("model"))
 def test_every_model_card_is_built_and_trains(model: str) -> None:
     config = composed("train", f"model={model}", "dataset=scenes", "dataset.size=48", "dataset.length=2", *TINY)
-    data = jobs.create_datasets(config["dataset"], "semantic", seed=0)
+    data = jobs.create_datasets(config["dataset"], MODELS[model].task, seed=0)
     built = jobs.build_model(config, data["train"])
     assert built.header["name"] == model
-    losses = built.loss(Batch.collate([data["train"][0], data["train"][1]]))
-    assert losses.keys() >= {"cross_entropy"}
+    batch = Batch.collate([data["train"][0], data["train"][1]])
+    for target in (batch.targets or []) if model == "keypoint_rcnn" else []:
+        target.keypoints = torch.ones(len(target), 17, 3)  # scenes have none
+    losses = built.loss(batch)
+    assert losses.keys() >= {"cross_entropy" if built.task == "semantic" else "classification"}
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 

@@ -71,7 +71,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_forward_and_loss_keep_the_contract(task: str) -> None:
     data = scenes(task)
     model = zoo.create_model(f"{task}_standin", data.classes)
-    assert zoo.list_models(task) == [f"{task}_standin"]
+    assert f"{task}_standin" in zoo.list_models(task)
     assert model.header["classes"][0]["name"] == data.classes[0].name
     (batch,) = train_loader(data, 3, steps=1)
     outputs = {}

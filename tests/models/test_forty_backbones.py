@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.models import MODELS, create_model
+from zoo.models import MODELS, create_model, list_models
 from zoo.models.backbone import Backbone, create_backbone
 
 torch.set_num_threads(1)
@@ -139,7 +139,7 @@ def remember(backbone: Backbone) -> Backbone:
 def backbones(name: str) -> dict[int, Backbone]:
     """One backbone per output stride that the models want; where it cannot keep that, the refusal is checked."""
     found = {}
-    for stride in {32} | {model.needs.get("output_stride", 32) for model in MODELS.values()}:
+    for stride in {32} | {MODELS[model].needs.get("output_stride", 32) for model in list_models("semantic")}:
         if stride == 32 or SERVING[name]:
             found[stride] = remember(create_backbone(name, output_stride=stride, levels=5))
             assert stride == 32 or found[stride].strides[-1] == stride
@@ -154,7 +154,8 @@ def backbones(name: str) -> dict[int, Backbone]:
 def test_output_size_is_input_size(name: str) -> None:
     torch.manual_seed(0)
     built = backbones(name)
-    for model_name, model_class in MODELS.items():
+    for model_name in list_models("semantic"):
+        model_class = MODELS[model_name]
         backbone = built.get(model_class.needs.get("output_stride", 32), built[32])
         options = dict(NARROW.get(model_name, {}))
         if model_name == "unet" and name in DEEP:

@@ -9,25 +9,31 @@ from typing import Any
 
 from zoo.errors import ZooError, unknown
 from zoo.models.backbone import Backbone, create_backbone
+from zoo.models.cascade_mask_rcnn import CascadeMaskRCNN
 from zoo.models.deeplabv3 import DeepLabV3
 from zoo.models.deeplabv3plus import DeepLabV3Plus
 from zoo.models.families import OWN_BACKBONES, has_full_dilation
 from zoo.models.fcn import FCN
 from zoo.models.fcn8s import FCN8s, FCN16s, FCN32s
+from zoo.models.keypoint_rcnn import KeypointRCNN
 from zoo.models.lraspp import LRASPP
+from zoo.models.mask_rcnn import MaskRCNN
 from zoo.models.pspnet import PSPNet
 from zoo.models.refinenet import RefineNet
 from zoo.models.unet import UNet
 from zoo.structures import Class
 
 MODELS: dict[str, type] = {
+    "cascade_mask_rcnn": CascadeMaskRCNN,
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
     "fcn": FCN,
     "fcn16s": FCN16s,
     "fcn32s": FCN32s,
     "fcn8s": FCN8s,
+    "keypoint_rcnn": KeypointRCNN,
     "lraspp": LRASPP,
+    "mask_rcnn": MaskRCNN,
     "pspnet": PSPNet,
     "refinenet": RefineNet,
     "unet": UNet,
@@ -90,6 +96,8 @@ def create_model(
     if not isinstance(backbone, Backbone):
         backbone_name = backbone or model_class.natural_backbone
         needs = dict(model_class.needs)
+        if hasattr(model_class, "needs_of"):
+            needs |= model_class.needs_of(options)
         if not has_full_dilation(backbone_name):
             needs.pop("dilation", None)  # a preference: the others have no such blocks
         wishes = {"pretrained": pretrained, "in_channels": in_channels, **needs, **(backbone_options or {})}

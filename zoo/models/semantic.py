@@ -137,7 +137,7 @@ class SemanticModel(nn.Module):
         """
         results: dict[int, Semantic] = {}
         with evaluating(self):
-            for ((height, width), original), rows in _rows_of_sizes(batch).items():
+            for ((height, width), original), rows in rows_of_sizes(batch).items():
                 images = batch.images if len(rows) == len(batch) else batch.images[rows]
                 scores = self._scores(images[..., :height, :width]).resized(original, self.align_corners)
                 for row, labels in zip(rows, scores.labels(images.device), strict=True):
@@ -248,7 +248,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _rows_of_sizes(batch: Batch) -> dict[tuple[Size, Size], list[int]]:
+def rows_of_sizes(batch: Batch) -> dict[tuple[Size, Size], list[int]]:
     """Which images of a batch have which size and which original size."""
     rows: dict[tuple[Size, Size], list[int]] = {}
     for row, ((height, width), (original_height, original_width)) in enumerate(

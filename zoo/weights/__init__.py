@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo import checkpoint
 from zoo.errors import ZooError
-from zoo.weights import drsleep, mmseg, ours, semseg, smp, torchvision, vainf, wkentaro
+from zoo.weights import drsleep, mmseg, ours, semseg, smp, torchvision, torchvision_detection, vainf, wkentaro
 from zoo.weights.catalogue import Weights
 from zoo.weights.differences import differences
 from zoo.weights.download import locate
@@ -26,6 +26,7 @@ from zoo.weights.recipe import Recipe
 SOURCES: dict[str, Any] = {
     "VainF": vainf,
     "torchvision": torchvision,
+    "torchvision detection": torchvision_detection,
     "smp": smp,
     "DrSleep": drsleep,
     "semseg": semseg,
@@ -43,7 +44,8 @@ def load(weights: str | Path | Weights | Mapping[str, Any], **options: Any) -> A
     Args:
         weights: a file (.ckpt, .pt, .pth, .safetensors), a folder as smp's `save_pretrained` writes it, or what such
             a file holds; or what `zoo.weights.download.locate` fetches: a name of `list_weights`, "hf://owner/name",
-            an address. Ours, torchvision's segmentation models, smp's that the zoo has, papers' releases: see SOURCES.
+            an address. Ours, torchvision's segmentation models and detectors, smp's that the zoo has, papers' releases:
+            see SOURCES.
         options: what the checkpoint cannot tell, or should be otherwise: `classes` (their names), the model's own
             options (`align_corners`, `rates`, `flip`, `window`, ...), the backbone's (`output_stride`, `dilation`,
             `mean`, `std`), `backbone` (timm's name of an smp `tu-` encoder).

@@ -1,0 +1,77 @@
+"""Parts of a backbone that two-stage recipes treat on their own: its last stage, its first ones, its norms."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from zoo.errors import ZooError
+from zoo.models.backbone import Backbone
+from zoo.models.semantic import evaluating
+
+
+def last_stage(backbone: Backbone) -> nn.Module:
+    """The module of a ResNet (or a relative) that makes the coarsest map of the one before.
+
+    Raises ZooError for others: the C4 variant runs it on regions instead of on the image.
+    """
+    if isinstance(backbone.model, ResNet) and backbone.taps == "getter" and backbone.strides[-2:] == [16, 32]:
+        stage: nn.Module = backbone.model.layer4  # type: ignore[assignment]
+        return stage
+    raise ZooError(
+        f"variant c4 runs the last stage on each region, and backbone {backbone.name} is no ResNet with a last stage "
+        "of stride 32: use resnet*, resnext*, wide_resnet* at output_stride=32, or variant=fpn"
+    )
+
+
+def before_last_stage(backbone: Backbone, normalized: Tensor) -> Tensor:
+    """The map (B, C, h, w) of stride 16 that the last stage starts from."""
+    (x,) = backbone.model.forward_intermediates(  # type: ignore[operator]
+        normalized, indices=backbone.indices[-2:-1], stop_early=True, output_fmt="NCHW", intermediates_only=True
+    )
+    return x
+
+
+def freeze(backbone: Backbone, stages: int, norms: bool) -> None:
+    """Take the parameters of the first `stages` maps out of training, and those of all batch norms if `norms`.
+
+    What the first map depends on is its stage, stem included, whatever the network calls it. Raises ZooError for more
+    stages than there are.
+    """
+    if not 0 <= stages <= len(backbone.channels):
+        raise ZooError(f"frozen_stages={stages}: backbone {backbone.name} gives {len(backbone.channels)} maps")
+    frozen = _behind(backbone, stages) if stages else set()
+    for parameter in backbone.parameters():
+        if id(parameter) in frozen:
+            parameter.requires_grad_(False)
+    for module in backbone.modules():
+        if isinstance(module, _BatchNorm) and norms:
+            module.requires_grad_(False)
+    keep_statistics(backbone)
+
+
+def keep_statistics(backbone: Backbone) -> None:
+    """Put the batch norms whose weights are not trained into evaluation mode."""
+    for module in backbone.modules():
+        if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+            module.eval()
+
+
+def _behind(backbone: Backbone, stages: int) -> set[int]:
+    """ids of the parameters that the first `stages` maps depend on, seen in the graph of a small image."""
+    like = next(backbone.parameters())
+    with evaluating(backbone), torch.enable_grad():
+        image = like.new_zeros(1, backbone.mean.shape[1], 64, 64)
+        nodes = [x.grad_fn for x in backbone.extract(image)[:stages]]
+    seen, found = set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        nodes += [parent for parent, _ in node.next_functions]
+    return found
