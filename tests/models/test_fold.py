@@ -107,19 +107,19 @@ def test_convolutions_run_in_channels_last_and_norms_are_gone() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_filters_of_a_large_weight_take_turns(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not those of a small weight, nor of groups; nor so few at a time that the convolution is slow."""
+    """Not those of a small weight, nor of groups; and so many at a time that the convolution is fast."""
     monkeypatch.setattr(fold, "MANY_WEIGHTS", 250)
     monkeypatch.setattr(fold, "FILTERS", 4)
     model = net(
         nn.Conv2d(3, 8, 3, bias=bias), nn.BatchNorm2d(8), nn.ReLU(inplace=True),  # 216 values
-        nn.Conv2d(8, 10, 3, bias=bias), nn.BatchNorm2d(10), nn.ReLU(),  # 720: in two turns, with four filters or more
+        nn.Conv2d(8, 10, 3, bias=bias), nn.BatchNorm2d(10), nn.ReLU(),  # 720: 72 a filter, four at a time all the same
         nn.Conv2d(10, 50, 3, groups=10, bias=bias), nn.BatchNorm2d(50),  # 450
-        nn.Conv2d(50, 13, 1, bias=bias),  # 650: in three, the last with less
+        nn.Conv2d(50, 13, 1, bias=bias),  # 650: 50 a filter, four at a time, one at the end
     )  # fmt: skip
     images = torch.randn(1, 3, 20, 20)
     output, count = computed(model, images)
     assert_equal(output, model(images))
-    assert count.filters == [8, 5, 5, 50, 5, 5, 3]
+    assert count.filters == [8, 4, 4, 2, 50, 4, 4, 4, 1]
     assert (count.norms, count.planar) == (0, 0)
 
 
