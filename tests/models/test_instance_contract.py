@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import zoo
 from zoo.errors import ZooError
-from zoo.models import create_model, from_header, list_models
+from zoo.models import create_model, list_models
 from zoo.models.two_stage import sampling
 from zoo.structures import Batch, Instances, Masks, Panoptic
 
@@ -203,8 +204,7 @@ def test_two_images_are_learned(name: str) -> None:
 @every_model
 def test_header_rebuilds_the_model(name: str) -> None:
     model = build(name, conventions="torchvision", test_size=64).eval()
-    again = from_header(model.header).eval()
-    again.load_state_dict(model.state_dict())
+    again = zoo.load({"format": "zoo", "header": model.header, "state": model.state_dict()}).eval()
     batch = objects(1)
     assert_close(again.predict(batch)[0], model.predict(batch)[0])
 
