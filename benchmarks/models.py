@@ -233,6 +233,7 @@ def side_of(name: str, who: str, state: dict[str, Tensor], size: int, device: st
         return Ours(zoo.load(state), device)
     model = peer(name, size)
     model.load_state_dict(state)
+    model.eval()
     return TheirDetector(model, device) if name in DETECTORS else Theirs(model, device)
 
 

@@ -235,12 +235,23 @@ def test_a_diverged_training_says_so(name: str) -> None:
         assert len(model.predict(objects(1))[0]) == 0
 
 
+def test_heads_that_diverged_find_nothing() -> None:
+    """Also where the boxes of one head are pooled for the next."""
+    for name in ("mask_rcnn", "cascade_mask_rcnn"):
+        model = build(name)
+        first = model.box_head[0] if name == "cascade_mask_rcnn" else model.box_head
+        nn.init.constant_(first.reg.weight, float("nan"))
+        nn.init.constant_(first.cls.weight, float("nan"))
+        assert len(model.predict(objects(1, size=64))[0]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"conventions": "detectron"}, "unknown conventions 'detectron': did you mean detectron2"),
         ({"variant": "fnp"}, "unknown variant 'fnp': did you mean fpn"),
         ({"pooling": "algin"}, "unknown pooling 'algin': did you mean align"),
+        ({"detections": 0}, "detections=0: give 1 or more"),
         ({"norm": "bach"}, "unknown norm 'bach': did you mean batch"),
         ({"anchor_sizes": (8, 16)}, r"a pyramid of strides \[4, 8, 16, 32, 64\] takes 5 sizes, such as \[32, 64"),
         ({"frozen_stages": 5}, "frozen_stages=5: backbone test_resnet gives 4 maps"),

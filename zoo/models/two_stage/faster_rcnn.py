@@ -134,6 +134,10 @@ class FasterRCNN(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise unknown("variant", variant, VARIANTS)
+        counts = {"rpn_samples": rpn_samples, "roi_samples": roi_samples, "test_proposals": test_proposals}
+        for name, count in {**counts, "detections": detections, "channels": channels, "test_limit": test_limit}.items():
+            if count < 1:
+                raise ZooError(f"{name}={count}: give 1 or more")
         self.classes = as_classes(classes)
         self.backbone = backbone
         self.conventions = choose(conventions, self.presets)

@@ -117,10 +117,8 @@ class MaskHead(nn.Module):
         weight = self.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * channels, channels)
         x = F.relu(F.linear(x.permute(0, 2, 3, 1), weight, self.deconv.bias.repeat(4)), inplace=True)
         own = labels if self.predictor.out_channels > 1 else torch.zeros_like(labels)
-        chosen = self.predictor.weight[own, :, 0]  # (R, channels, 1)
-        logits = (
-            torch.bmm(x.view(count, 4 * height * width, chosen.shape[1]), chosen) + self.predictor.bias[own, None, None]
-        )
+        chosen, bias = self.predictor.weight[own, :, 0], self.predictor.bias[own]  # (R, channels, 1) and (R,)
+        logits = torch.bmm(x.view(count, 4 * height * width, chosen.shape[1]), chosen)[..., 0] + bias[:, None]
         return logits.view(count, height, width, 2, 2).transpose(2, 3).reshape(count, 2 * height, 2 * width)
 
 
