@@ -267,8 +267,11 @@ def test_mistakes_get_a_sentence(options: dict[str, Any], sentence: str) -> None
     ("backbone", "options"),
     [
         ("test_efficientnet", {}),
-        ("convnext_atto", {}),
-        ("swin_tiny_patch4_window7_224", {}),
+        ("test_convnext", {}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"backbone_options": {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}},
+        ),
         ("resnet18", {"variant": "dc5", "pooling": "pool"}),
         ("resnet18", {"variant": "c4", "roi_samples": 8, "test_proposals": 8}),
         (TINY, {"class_agnostic": True, "norm": "group", "conventions": "torchvision"}),
