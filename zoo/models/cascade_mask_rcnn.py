@@ -113,8 +113,8 @@ class CascadeMaskRCNN(MaskRCNN):
         """Each image's boxes after a stage, inside their image; in training without those that have no area left."""
         moved = split_rows(box_ops.decode(offsets[:, 0], torch.cat(boxes), weights), boxes)
         moved = [box_ops.clip(own[None], [size])[0] for own, size in zip(moved, sizes, strict=True)]
-        if not training:
-            return moved
+        if not training:  # a box that is not finite cannot be pooled: the last head decides on what it was
+            return [torch.where(own.isfinite(), own, before) for own, before in zip(moved, boxes, strict=True)]
         keep = [box_ops.sides(own) > 0 for own in moved]
         if bool(torch.cat(keep).all()):
             return moved

@@ -39,7 +39,7 @@ from zoo.models.two_stage.heads import MaskHead, split_rows
 from zoo.models.two_stage.sampling import Regions, Truth
 from zoo.structures import Class, Instances, Size
 
-CHUNK = 2**26  # pixels of true masks that are made numbers of at once
+CHUNK = 2**24  # pixels of true masks that are made numbers of at once
 
 
 class MaskRCNN(FasterRCNN):
@@ -126,10 +126,9 @@ def cut_out(truth: Truth, owners: Tensor, boxes: Tensor, size: int, aligned: boo
         dense, rows = dense[rows], torch.arange(len(rows), device=boxes.device)
     step = max(1, CHUNK // max(pixels, 1))
     grids = boxes.new_zeros(len(boxes), size, size)
+    rois = torch.cat([rows[:, None].to(boxes.dtype), boxes], 1)
     for start in range(0, len(dense), step):  # of very many or very large masks; else once
+        own = ((rows >= start) & (rows < start + step)).nonzero()[:, 0] if step < len(dense) else slice(None)
         part = dense[start : start + step, None].to(boxes.dtype)
-        own = ((rows >= start) & (rows < start + step)).to(boxes.dtype)
-        index = (rows - start).clamp(0, len(part) - 1)
-        cut = roi_align(part, torch.cat([index[:, None].to(boxes.dtype), boxes], 1), size, 1.0, 0, aligned)[:, 0]
-        grids += cut * own[:, None, None]
+        grids[own] = roi_align(part, rois[own] - rois.new_tensor([start, 0, 0, 0, 0]), size, 1.0, 0, aligned)[:, 0]
     return grids if soft else (grids >= 0.5).to(boxes.dtype)

@@ -49,6 +49,18 @@ def clip(boxes: Tensor, sizes: Sequence[Size]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
+def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of boxes (N, 4) and others (M, 4), (N, M).
+
+    The values of `torchvision.ops.box_iou`, with half of its memory: there are 200,000 anchors on an image.
+    """
+    a, b = boxes[:, None], others[None]
+    inner = (torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0]))).clamp_(min=0)
+    inner *= (torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1]))).clamp_(min=0)
+    areas = [(own[..., 2] - own[..., 0]) * (own[..., 3] - own[..., 1]) for own in (a, b)]
+    return inner.div_((areas[0] + areas[1]).sub_(inner))
+
+
 def scale(boxes: Tensor, size: Size, to: Size) -> Tensor:
     """Boxes (N, 4) of an image of (H, W) `size` in one of (H, W) `to`."""
     y, x = to[0] / size[0], to[1] / size[1]

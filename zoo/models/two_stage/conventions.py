@@ -3,6 +3,14 @@
 Weights are only right with the conventions they were trained with: a box of 20 pixels pooled with the other one's
 RoIAlign is half a pixel of a feature map off, which is 2 to 16 pixels of the image. So there is one choice by name, and
 no switch for each row. Sources: detectron2's modeling folder and torchvision/models/detection, read line by line.
+
+Of both presets alike, and of neither's source: background is the last class and has no offsets of its own; parameters
+begin as detectron2's; the true masks are cut out of bitmaps (detectron2 draws polygons anew in each region); an object
+that no anchor overlaps makes no anchor positive (theirs would make all those that miss it so); levels' strides are
+those of the network (torchvision infers them from the first image that it sees, and keeps what it inferred); a box is
+dropped in prediction for an offset of its own class that is not finite (detectron2: of any class); the confidence of a
+keypoint is detectron2's, held to 1; c4 pools the regions of objects again for their masks (detectron2 picks them out
+of those pooled for boxes: the same values, but for batch norms in training).
 """
 
 from __future__ import annotations

@@ -134,6 +134,10 @@ class FasterRCNN(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise unknown("variant", variant, VARIANTS)
+        counts = {"rpn_samples": rpn_samples, "roi_samples": roi_samples, "test_proposals": test_proposals}
+        for name, count in {**counts, "detections": detections, "channels": channels, "test_limit": test_limit}.items():
+            if count < 1:
+                raise ZooError(f"{name}={count}: give 1 or more")
         self.classes = as_classes(classes)
         self.backbone = backbone
         self.conventions = choose(conventions, self.presets)
@@ -241,7 +245,9 @@ class FasterRCNN(nn.Module):
         """What is on normalised images (B, C, H, W), of which `sizes` are no padding, at sizes `originals`."""
         dense = self.look(normalized)
         anchors = self.anchors(dense.pyramid, self._padded(normalized.shape[-2:]))
-        pyramid = [x.contiguous() for x in dense.pyramid]  # pooling would copy channels_last maps each time
+        # As pooling reads them; it would copy them each time.
+        layout = torch.channels_last if normalized.device.type == "cpu" else torch.contiguous_format
+        pyramid = [x.contiguous(memory_format=layout) for x in dense.pyramid]
         proposals = self._propose(dense, anchors, sizes)
         found = self.classify(pyramid, proposals, sizes)
         return self.describe(pyramid, found, list(zip(sizes, originals, strict=True)))

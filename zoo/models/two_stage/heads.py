@@ -109,13 +109,17 @@ class MaskHead(nn.Module):
         """Logits (R, 2s, 2s) of the classes `labels` (R,) alone: of eighty classes one is computed, not all."""
         for conv in self.conv:
             x = conv(x)
-        x = F.relu(self.deconv(x), inplace=True)
-        if self.predictor.out_channels == 1:
-            return self.predictor(x)[:, 0]
-        weight, bias = self.predictor.weight[labels, :, 0, 0].to(x.dtype), self.predictor.bias
-        assert bias is not None
-        logits = torch.bmm(weight[:, None], x.flatten(2)) + bias[labels, None, None].to(x.dtype)
-        return logits.view(len(x), *x.shape[-2:])
+        # Windows of this deconvolution do not overlap: it is a product of matrices, with four results for each cell,
+        # which are put side by side when one channel is left of them.
+        assert self.deconv.bias is not None
+        assert self.predictor.bias is not None
+        count, _, height, width = x.shape
+        weight = self.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * channels, channels)
+        x = F.relu(F.linear(x.permute(0, 2, 3, 1), weight, self.deconv.bias.repeat(4)), inplace=True)
+        own = labels if self.predictor.out_channels > 1 else torch.zeros_like(labels)
+        chosen, bias = self.predictor.weight[own, :, 0], self.predictor.bias[own]  # (R, channels, 1) and (R,)
+        logits = torch.bmm(x.view(count, 4 * height * width, chosen.shape[1]), chosen)[..., 0] + bias[:, None]
+        return logits.view(count, height, width, 2, 2).transpose(2, 3).reshape(count, 2 * height, 2 * width)
 
 
 class KeypointHead(nn.Module):

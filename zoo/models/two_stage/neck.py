@@ -77,7 +77,7 @@ class FPN(nn.Module):
         merged = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
         for below in range(len(merged) - 2, -1, -1):
             above = F.interpolate(merged[below + 1], size=merged[below].shape[-2:], mode="nearest")
-            merged[below] = merged[below] + above
+            merged[below] = above.add_(merged[below])
         pyramid = [output(x) for output, x in zip(self.output, merged, strict=True)]
         return [*pyramid, pyramid[-1][..., ::2, ::2]]
 

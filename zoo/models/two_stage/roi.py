@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import roi_align, roi_pool
 
 from zoo.errors import unknown
@@ -18,6 +19,7 @@ from zoo.models.two_stage.boxes import full
 from zoo.models.two_stage.conventions import Conventions
 
 POOLINGS = ("align", "pool")
+CHUNK = 2**22  # cells with their weights that are listed at once, of all bins
 
 
 class RoIPooler(nn.Module):
@@ -58,7 +60,55 @@ class RoIPooler(nn.Module):
 
     def _pool(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
         wide = full(x)
+        rois = rois.to(wide.dtype)
         if self.pooling == "pool":
-            return roi_pool(wide, rois.to(wide.dtype), self.size, 1 / stride).to(x.dtype)
+            return roi_pool(wide, rois, self.size, 1 / stride).to(x.dtype)
         ratio, aligned = self.conventions.sampling_ratio, self.conventions.aligned
-        return roi_align(wide, rois.to(wide.dtype), self.size, 1 / stride, ratio, aligned).to(x.dtype)
+        by_rows = x.device.type == "cpu" and not torch.is_grad_enabled()
+        align = align_by_rows if by_rows else roi_align
+        return align(wide, rois, self.size, 1 / stride, ratio, aligned).to(x.dtype)
+
+
+def align_by_rows(x: Tensor, rois: Tensor, size: int, scale: float, ratio: int, aligned: bool) -> Tensor:
+    """`torchvision.ops.roi_align` without a gradient, for maps (B, C, H, W) in channels_last: the same to rounding.
+
+    A bin is a weighted sum of cells, and a cell's channels lie together: `embedding_bag` adds such rows with vector
+    instructions and all threads, where torchvision's kernel for the CPU has one thread, goes channel by channel and
+    first copies the map into planes. What comes out is in channels_last too.
+    """
+    _, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    start = rois[:, 1:3] * scale - 0.5 * aligned  # (R, 2) of x, y
+    extent = rois[:, 3:] * scale - 0.5 * aligned - start
+    if not aligned:
+        extent = extent.clamp(min=1)
+    points = torch.full_like(extent, ratio) if ratio else (extent / size).ceil()
+    pooled = x.new_zeros(len(rois), size, size, channels)
+    for across, down in points.long().unique(dim=0).tolist():  # few, and one where the ratio is fixed
+        if across <= 0 or down <= 0:
+            continue
+        count = 4 * down * across
+        alike = (points == points.new_tensor([across, down])).all(1).nonzero()[:, 0]
+        for own in alike.split(max(1, CHUNK // (count * size**2))):
+            image = rois[own, 0].long()[:, None, None, None, None] * (height * width)
+            xs, of_x = _cells(start[own, 0], extent[own, 0], size, across, width)
+            ys, of_y = _cells(start[own, 1], extent[own, 1], size, down, height)
+            cells = image + ys[:, :, None, :, None] * width + xs[:, None, :, None, :]
+            weights = of_y[:, :, None, :, None] * of_x[:, None, :, None, :]  # (r, size, size, 2 down, 2 across)
+            flat = cells.view(-1, count), rows, weights.view(-1, count)
+            bags = F.embedding_bag(*flat[:2], mode="sum", per_sample_weights=flat[2])
+            pooled[own] = bags.view(-1, size, size, channels)
+    return pooled.permute(0, 3, 1, 2)
+
+
+def _cells(start: Tensor, extent: Tensor, size: int, points: int, length: int) -> tuple[Tensor, Tensor]:
+    """Along one axis the two cells beside each point of each bin, and their weights: (R, size, 2 * points) each."""
+    steps = (torch.arange(size * points, device=start.device, dtype=start.dtype) + 0.5) / points
+    place = start[:, None] + steps * (extent[:, None] / size)
+    inside = (place >= -1) & (place <= length)
+    place = place.clamp(0, length - 1)
+    low = place.floor()
+    far = place - low
+    cells = torch.stack([low, (low + 1).clamp(max=length - 1)], -1).long()
+    weights = torch.stack([1 - far, far], -1) * (inside.to(place.dtype) / points)[..., None]
+    return cells.view(len(start), size, -1), weights.view(len(start), size, -1)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from zoo.errors import ZooError
 from zoo.models.two_stage import boxes as box_ops
 from zoo.structures import Batch, Instances
 
-CHUNK = 2**24  # pairs of a box and an anchor that are compared at once
+CHUNK = 2**22  # pairs of a box and an anchor that are compared at once
 
 
 @dataclass
@@ -114,7 +113,7 @@ def match_anchors(boxes: Tensor, anchors: Tensor, high: float = 0.7, low: float 
     chosen = torch.zeros_like(owner, dtype=torch.bool)
     step = max(1, CHUNK // max(len(anchors), 1))
     for start in range(0, len(boxes), step):  # of very many boxes on a large image; else once
-        overlap = box_iou(boxes[start : start + step], anchors)
+        overlap = box_ops.overlaps(boxes[start : start + step], anchors)
         most = overlap.amax(1, keepdim=True)
         chosen |= ((overlap == most) & (most > 0)).any(0)
         value, index = overlap.max(0)
@@ -128,7 +127,7 @@ def match_regions(boxes: Tensor, truth: Truth, threshold: float, background: int
     if not len(truth.boxes):
         nothing = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         return nothing + background, nothing, boxes
-    best, owner = box_iou(truth.boxes, boxes).max(0)
+    best, owner = box_ops.overlaps(truth.boxes, boxes).max(0)
     labels = torch.where(best >= threshold, truth.labels[owner], background)
     return labels, owner, truth.boxes[owner]
 

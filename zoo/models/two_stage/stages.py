@@ -34,6 +34,23 @@ def before_last_stage(backbone: Backbone, normalized: Tensor) -> Tensor:
     return x
 
 
+class FrozenNorm(nn.BatchNorm2d):
+    """A batch norm that is not trained: where gradients pass through, one product and one sum.
+
+    `batch_norm` keeps its input for the gradients of its own weights, also where nobody asks for them: half of what a
+    training step remembers of a backbone. (detectron2's FrozenBatchNorm2d does the same.)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or not (x.requires_grad and torch.is_grad_enabled()):
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        factor = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * factor
+        return (x * factor.to(x.dtype)[:, None, None]).add_(shift.to(x.dtype)[:, None, None])
+
+
 def freeze(backbone: Backbone, stages: int, norms: bool) -> None:
     """Take the parameters of the first `stages` maps out of training, and those of all batch norms if `norms`.
 
@@ -49,6 +66,8 @@ def freeze(backbone: Backbone, stages: int, norms: bool) -> None:
     for module in backbone.modules():
         if isinstance(module, _BatchNorm) and norms:
             module.requires_grad_(False)
+            if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
+                module.__class__ = FrozenNorm  # the same state and names, whatever holds it
     keep_statistics(backbone)
 
 
