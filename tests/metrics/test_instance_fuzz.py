@@ -70,7 +70,7 @@ def split(rng: np.random.Generator, mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 def pair(rng: np.random.Generator, classes: int, forms: tuple[str, str]) -> tuple[Instances, Instances]:
     most = 14 if rng.random() < 0.8 else 130
-    size = int(rng.integers(most // 2, most)), int(rng.integers(1, most))
+    size = int(rng.integers(1, most)), int(rng.integers(1, most))
     objects, total = (int(rng.integers(0, n)) * (rng.random() < 0.75) for n in (6, 14))
     masks, boxes = drawn(rng, objects, size)
     labels = rng.integers(0, classes, objects)
