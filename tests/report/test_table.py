@@ -69,6 +69,21 @@ def test_what_differs_is_not_mixed(tmp_path: Path, other: dict[str, Any]) -> Non
     assert [len(table.rows) for table in tabulate(collect([tmp_path]))] == [1, 1]
 
 
+def test_columns_of_instances(tmp_path: Path) -> None:
+    """AP ranks, in percent, with its details; a size without objects keeps its column, what is missing has none."""
+    metrics = {"AP": 0.3715, "AP50": 0.6, "AP75": 0.4, "APS": math.nan, "APM": 0.35, "APL": 0.5, "AP/cell": 0.3715}
+    facts = {"task": "instance", "metrics": metrics, "classes": ["cell"]}
+    run(tmp_path / "a", "mask_rcnn", 0, **facts)
+    run(tmp_path / "b", "keypoint_rcnn", 0, **facts | {"metrics": metrics | {"AP": 0.38, "APS": 0.1}})
+    (table,) = tabulate(collect([tmp_path]))
+    text = to_markdown(table, classes=True)
+    assert "| model | backbone | AP | AP50 | AP75 | APS | APM | APL | params M |" in text
+    first, second = text.splitlines()[4:6]
+    assert first.startswith("| keypoint_rcnn | resnet18 | **38.00** | **60.00** | **40.00** | **10.00** |")
+    assert second.startswith("| mask_rcnn | resnet18 | 37.15 | **60.00** | **40.00** | – |")
+    assert "| cell | **37.15** | **37.15** |" in text
+
+
 def test_seeds_become_one_row(tmp_path: Path) -> None:
     for seed, miou in enumerate((0.4, 0.5, 0.6)):
         run(tmp_path / str(seed), "unet", miou, seed=seed, overrides=["model=unet", f"seed={seed}"])

@@ -6,7 +6,8 @@ nearest pixel of another class is at most d away in chessboard distance. The bou
 therefore come out of one pass: mark the pixels that touch another label, then widen the marks by d - 1. (Eroding the
 label map itself, as detectron2 does, mixes the classes.)
 
-Masks of objects overlap, so each has its own pass, an erosion by 2 d + 1 inside the mask's box. In boundary AP the
+Masks of objects overlap, so each has its own pass inside its box: a pixel is not on the boundary if the square of
+2 d + 1 pixels around it is full, which an integral image tells at a cost that does not depend on d. In boundary AP the
 overlap of two objects is the lesser of mask IoU and boundary IoU; with a crowd it is the mask's.
 """
 
@@ -75,24 +76,25 @@ def boundary_crop(crop: Crop, distance: int) -> Crop:
     height, width = mask.shape
     if min(height, width) <= 2 * distance:  # nowhere is so deep inside
         return crop
-    edge = mask.copy()
-    inside = edge[distance : height - distance, distance : width - distance]
-    np.greater(inside, _eroded(mask, 2 * distance + 1), out=inside)
-    return edge, left, top
+    edge = np.zeros((height, width + 1), bool)
+    edge[:, :width] = mask
+    deep = _full_squares(mask, 2 * distance + 1)
+    inside = edge.reshape(-1)[distance * (width + 2) :][: len(deep)]
+    np.greater(inside, deep, out=inside)
+    return edge[:, :width], left, top
 
 
-def _eroded(mask: Bools, width: int) -> Bools:
-    """Where squares of `width` pixels lie in the mask, (H,W) -> (H - width + 1, W - width + 1).
+def _full_squares(mask: Bools, side: int) -> Bools:
+    """Where squares of `side` pixels lie in a mask (H,W), by their first pixel, in rows of W + 1 behind each other.
 
-    The side of the squares doubles at each step, so there are few.
+    Counts of pixels in squares are differences of an integral image, which has W + 1 columns; taken as one long row it
+    needs two subtractions. A difference from the end of one row to the start of the next is less than `side`.
     """
-    span = 1
-    while span < width:
-        step = min(span, width - span)
-        mask = mask[:-step] & mask[step:]
-        mask = mask[:, :-step] & mask[:, step:]
-        span += step
-    return mask
+    sums = cv2.integral(mask.view(np.uint8)).reshape(-1)
+    below = side * (mask.shape[1] + 1)
+    bands = sums[below:] - sums[:-below]
+    np.subtract(bands[side:], bands[:-side], out=bands[:-side])
+    return bands[:-side] == side * side
 
 
 def boundary_overlaps(predicted: Masks, true: Masks, iou: Pairs, crowd: Bools, distance: int) -> Pairs:

@@ -26,6 +26,9 @@ Rle = dict[str, Any]
 Counts = NDArray[np.int64]
 Crop = tuple[NDArray[np.bool_], int, int]
 
+BAND = 16  # rows that are looked through for pixels at once
+_any = np.logical_or.reduce  # `any` is a wrapper of it that costs as much as a small array
+
 
 def encode(masks: NDArray[Any]) -> list[Rle]:
     """`masks` (N,H,W) of any type, non-zero inside -> N compressed RLEs, equal to `pycocotools.mask.encode`."""
@@ -148,7 +151,11 @@ def _draw(parts: Sequence[Sequence[float]], size: Size) -> Rle:
 
 
 def canonical(rle: Rle, size: Size) -> Rle:
-    """Any COCO spelling of an RLE (list of counts, text, bytes) as the compressed one with bytes; checks its size."""
+    """Any COCO spelling of an RLE (list of counts, text, bytes) as the compressed one with bytes; checks its size.
+
+    Runs of length 0 in a list, but for the first, go: where two masks have one at the same pixel, pycocotools' `iou`
+    takes no notice of what comes behind.
+    """
     if tuple(rle["size"]) != tuple(size):
         raise ZooError(f"an RLE of size {list(rle['size'])} does not belong to a {size[0]}x{size[1]} image")
     counts = rle["counts"]
@@ -158,7 +165,12 @@ def canonical(rle: Rle, size: Size) -> Rle:
         return {"size": list(size), "counts": counts}
     if not len(counts):
         raise ZooError(f"an RLE without counts does not fill its {size[0]}x{size[1]} image")
-    return pack([np.asarray(counts, dtype=np.int64)], size)[0]
+    lengths = np.asarray(counts, dtype=np.int64)
+    if lengths.min() == 0 and not lengths[1:].all():
+        edges, changes = np.unique(np.cumsum(lengths)[:-1], return_counts=True)
+        edges = edges[(changes % 2 == 1) & (edges < lengths.sum())]
+        lengths = np.diff(edges, prepend=0, append=lengths.sum())
+    return pack([lengths], size)[0]
 
 
 def pack(counts: Sequence[Counts], size: Size) -> list[Rle]:
@@ -284,13 +296,32 @@ PASTE_RULES: dict[str, Callable[[Tensor, Tensor, Size, float], list[Crop]]] = {
 
 def crop_dense(mask: NDArray[np.bool_]) -> Crop:
     """One mask (H,W) inside its box alone, a view of it, and the box's left and top; 0 x 0 if it is empty."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not len(rows):
+    top, bottom = _rows_with_pixels(mask)
+    if top == bottom:
         return mask[:0, :0], 0, 0
-    top, bottom = rows[0], rows[-1] + 1
-    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
-    left, right = columns[0], columns[-1] + 1
-    return mask[top:bottom, left:right], int(left), int(top)
+    columns = _any(mask[top:bottom], axis=0)
+    left, right = int(columns.argmax()), len(columns) - int(columns[::-1].argmax())
+    return mask[top:bottom, left:right], left, top
+
+
+def _rows_with_pixels(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """The first row of a mask (H,W) that has a pixel, and the one after the last; equal if none has."""
+    height, width = mask.shape
+    if height < BAND or not width or not mask.flags.c_contiguous:
+        rows = np.flatnonzero(_any(mask, axis=1))
+        return (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+    flat = mask.reshape(-1)
+    first = int(flat.argmax())
+    if not flat[first]:
+        return 0, 0
+    # NumPy starts anew for each row of a reduction: first bands of rows from below, then the rows of one band.
+    top = first // width
+    count = min(-(-(height - top) // BAND), height // BAND)
+    bands = _any(mask[height - count * BAND :].reshape(count, BAND * width), axis=1)[::-1]
+    below = int(bands.argmax())
+    last = height - BAND * (below if bands[below] else count)
+    rows = _any(mask[max(last - BAND, 0) : last], axis=1)
+    return top, last - int(rows[::-1].argmax())
 
 
 def _runs(crop: NDArray[np.bool_], left: int, top: int, size: Size) -> Counts:

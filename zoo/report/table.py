@@ -28,7 +28,7 @@ from zoo.report import result as results
 # What each task's table shows beside the cost; the first is the one that ranks.
 COLUMNS = {
     "semantic": ("mIoU", "pixel_accuracy", "mean_accuracy", "Dice", "boundary_IoU"),
-    "instance": ("AP", "AP50", "AP75", "AP_box"),
+    "instance": ("AP", "AP50", "AP75", "APS", "APM", "APL", "AP_box"),
     "panoptic": ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "mIoU"),
 }
 COST = {  # heading -> (fact, divisor)
