@@ -83,7 +83,7 @@ def _runs(masks: Masks) -> tuple[Array, Array, Array]:
     odd = odd[flat[odd] > 0]
     owners = owners[odd]
     starts, ends = edges[odd - 1] - owners * pixels, edges[odd] - owners * pixels
-    order = np.argsort(starts, kind="stable")
+    order = np.argsort(starts)
     return starts[order], ends[order], owners[order]
 
 

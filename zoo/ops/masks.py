@@ -53,13 +53,16 @@ def runs_of_ids(ids: NDArray[np.integer[Any]]) -> tuple[Counts, Counts, NDArray[
 
 def from_runs(starts: Counts, ends: Counts, counts: Counts, size: Size) -> list[Rle]:
     """N masks from their runs (R,): the first ``counts[0]`` are those of the first mask. No two of a mask may touch."""
-    pixels = size[0] * size[1]
+    pixels, number = size[0] * size[1], np.arange(len(counts))
     edges = np.stack([starts, ends], 1).reshape(-1)
-    stops = 2 * np.cumsum(counts)
-    flat = np.insert(edges, stops, pixels) - np.insert(edges, stops - 2 * counts, 0)
+    stops = 2 * np.cumsum(counts) + number  # where each mask's edges end if one is added to each mask
+    places = np.arange(len(edges)) + np.repeat(number, 2 * counts)
+    flat = np.empty(len(edges) + len(counts), np.int64)
+    flat[places], flat[stops] = edges, pixels
+    flat[places + 1] -= edges
     lengths = 2 * counts + 1
-    full = (flat[np.cumsum(lengths) - 1] == 0) & (lengths > 1)  # ends with the image: no zeros behind
-    return _pack(np.delete(flat, np.cumsum(lengths)[full] - 1), lengths - full, size)
+    full = (flat[stops] == 0) & (lengths > 1)  # ends with the image: no zeros behind
+    return _pack(np.delete(flat, stops[full]) if full.any() else flat, lengths - full, size)
 
 
 def decode(rles: Sequence[Rle], size: Size) -> NDArray[np.bool_]:
@@ -175,20 +178,21 @@ def _pack(flat: Counts, lengths: Counts, size: Size) -> list[Rle]:
     place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     delta = flat.copy()
     delta[2:] -= np.where(place[2:] > 2, flat[:-2], 0)
-    # Five bits a byte, low ones first, until the rest is the sign alone (maskApi.c, rleToString).
-    groups = []
-    alive = np.ones(len(delta), dtype=bool)
-    while alive.any():
-        low = delta & 31
-        delta = delta >> 5
-        more = np.where(low & 16, delta != -1, delta != 0)
-        groups.append(np.where(alive, low + 48 + (more << 5), 0).astype(np.uint8))
-        alive &= more
-    table = np.stack(groups, 1)
-    used = table != 0
-    ends = np.cumsum(np.add.reduceat(used.sum(1), np.cumsum(lengths) - lengths))
-    text = table[used].tobytes()
-    return [{"size": list(size), "counts": text[a:b]} for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    # Five bits a byte, low ones first, as many as hold the number and its sign (maskApi.c, rleToString).
+    size_of = np.where(delta < 0, ~delta, delta)
+    used, limit = np.ones(len(delta), np.int64), 16
+    while (longer := size_of >= limit).any():
+        used += longer
+        limit <<= 5
+    stops = np.cumsum(used)
+    text, starts = np.empty(stops[-1], np.uint8), stops - used
+    text[starts] = (delta & 31) + 48 + 32 * (used > 1)
+    rest = np.flatnonzero(used > 1)
+    for k in range(1, int(used.max())):  # few lengths need more than two bytes
+        text[starts[rest] + k] = (delta[rest] >> 5 * k & 31) + 48 + 32 * (used[rest] > k + 1)
+        rest = rest[used[rest] > k + 1]
+    packed, ends = text.tobytes(), stops[np.cumsum(lengths) - 1].tolist()
+    return [{"size": list(size), "counts": packed[a:b]} for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def unpack(rles: Sequence[Rle]) -> list[Counts]:
