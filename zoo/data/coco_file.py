@@ -385,9 +385,7 @@ class _Document:
     def _parse(self, text: str) -> None:
         reader = _Reader(text)
         if text.startswith("[", reader.at):
-            raise ZooError(
-                f"{self.path}: is a list (of results?), not COCO's {{images: [...], annotations: [...], categories: [...]}}"
-            )
+            raise ZooError(f"{self.path}: is a list (of results?), not COCO's images, annotations and categories")
         for key in reader.members():
             if key == "annotations":
                 self.annotations = _Table()

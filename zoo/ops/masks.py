@@ -53,6 +53,11 @@ def runs_of_ids(ids: NDArray[np.integer[Any]]) -> tuple[Counts, Counts, NDArray[
 
 def from_runs(starts: Counts, ends: Counts, counts: Counts, size: Size) -> list[Rle]:
     """N masks from their runs (R,): the first ``counts[0]`` are those of the first mask. No two of a mask may touch."""
+    return pack_flat(*lengths_of_runs(starts, ends, counts, size), size)
+
+
+def lengths_of_runs(starts: Counts, ends: Counts, counts: Counts, size: Size) -> tuple[Counts, Counts]:
+    """The same not packed: as `unpack_flat` gives them, run lengths behind each other and how many each mask has."""
     pixels, number = size[0] * size[1], np.arange(len(counts))
     edges = np.stack([starts, ends], 1).reshape(-1)
     stops = 2 * np.cumsum(counts) + number  # where each mask's edges end if one is added to each mask
@@ -62,14 +67,18 @@ def from_runs(starts: Counts, ends: Counts, counts: Counts, size: Size) -> list[
     flat[places + 1] -= edges
     lengths = 2 * counts + 1
     full = (flat[stops] == 0) & (lengths > 1)  # ends with the image: no zeros behind
-    return _pack(np.delete(flat, stops[full]) if full.any() else flat, lengths - full, size)
+    return np.delete(flat, stops[full]) if full.any() else flat, lengths - full
 
 
 def decode(rles: Sequence[Rle], size: Size) -> NDArray[np.bool_]:
     """RLEs of one image size -> masks (N,H,W) bool. A ZooError where the runs do not fill the image."""
-    height, width = size
-    masks = np.zeros((len(rles), height, width), dtype=bool)
-    for mask, counts in zip(masks, unpack(rles), strict=True):
+    return draw(*unpack_flat(rles), size)
+
+
+def draw(flat: Counts, lengths: Counts, size: Size) -> NDArray[np.bool_]:
+    """The same from run lengths as `unpack_flat` gives them."""
+    masks = np.zeros((len(lengths), *size), dtype=bool)
+    for mask, counts in zip(masks, _split(flat, lengths), strict=True):
         _check_fill(counts, size)
         pairs = len(counts) // 2 * 2
         if pairs:
@@ -168,10 +177,10 @@ def pack(counts: Sequence[Counts], size: Size) -> list[Rle]:
     """Run lengths of N masks -> N compressed RLEs. All masks are packed in one pass."""
     if not len(counts):
         return []
-    return _pack(np.concatenate(counts).astype(np.int64), np.array([len(c) for c in counts]), size)
+    return pack_flat(np.concatenate(counts).astype(np.int64), np.array([len(c) for c in counts]), size)
 
 
-def _pack(flat: Counts, lengths: Counts, size: Size) -> list[Rle]:
+def pack_flat(flat: Counts, lengths: Counts, size: Size) -> list[Rle]:
     """`pack` for run lengths in one array, `lengths` (N,) of them for each mask, at least one."""
     if not len(lengths):
         return []
@@ -197,7 +206,10 @@ def _pack(flat: Counts, lengths: Counts, size: Size) -> list[Rle]:
 
 def unpack(rles: Sequence[Rle]) -> list[Counts]:
     """The run lengths of N compressed RLEs, unpacked in one pass; the inverse of `pack`."""
-    flat, lengths = unpack_flat(rles)
+    return _split(*unpack_flat(rles))
+
+
+def _split(flat: Counts, lengths: Counts) -> list[Counts]:
     return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
