@@ -73,6 +73,7 @@ class Masks:
         self.device = torch.device(device)
         self._dense: Tensor | None = None
         self._rle: list[rle_ops.Rle] | None = None
+        self._runs: tuple[rle_ops.Counts, rle_ops.Counts] | None = None
         self._polygons: list[list[list[float]]] | None = None
         self._rois: _Rois | None = None
 
@@ -91,6 +92,13 @@ class Masks:
         """COCO RLEs in any spelling: compressed with bytes or text, or a list of counts."""
         made = cls(len(rles), size)
         made._rle = [rle_ops.canonical(rle, made.size) for rle in rles]
+        return made
+
+    @classmethod
+    def from_run_lengths(cls, flat: rle_ops.Counts, lengths: rle_ops.Counts, size: Size) -> Masks:
+        """RLEs that are not packed, as `zoo.ops.masks.unpack_flat` gives them; packed when they are asked for."""
+        made = cls(len(lengths), size)
+        made._runs = flat, lengths
         return made
 
     @classmethod
@@ -129,6 +137,7 @@ class Masks:
 
     def __repr__(self) -> str:
         held = {"dense": self._dense, "RLE": self._rle, "polygons": self._polygons, "RoI grids": self._rois}
+        held |= {"run lengths": self._runs}
         forms = ", ".join(name for name, value in held.items() if value is not None)
         return f"Masks({self.count} of {self.size[0]}x{self.size[1]} as {forms} on {self.device})"
 
@@ -138,8 +147,9 @@ class Masks:
         made = Masks(len(rows), self.size, self.device)
         if self._dense is not None:
             made._dense = self._dense[torch.from_numpy(rows).to(self._dense.device)]
-        if self._rle is not None:
-            made._rle = [self._rle[i] for i in rows]
+        if self._rle is not None or self._runs is not None:
+            rles = self.rle()
+            made._rle = [rles[i] for i in rows]
         if self._polygons is not None:
             made._polygons = [self._polygons[i] for i in rows]
         if self._rois is not None:
@@ -150,6 +160,8 @@ class Masks:
         """(N,H,W) bool."""
         if self._dense is not None:
             return self._dense
+        if self._runs is not None and self._rle is None:
+            return torch.from_numpy(rle_ops.draw(*self._runs, self.size)).to(self.device)
         return torch.from_numpy(rle_ops.decode(self.rle(), self.size)).to(self.device)
 
     def rle(self) -> list[rle_ops.Rle]:
@@ -157,6 +169,8 @@ class Masks:
         if self._rle is None:
             if self._dense is not None:
                 self._rle = rle_ops.encode(self._dense.cpu().numpy())
+            elif self._runs is not None:
+                self._rle = rle_ops.pack_flat(*self._runs, self.size)
             elif self._polygons is not None:
                 self._rle = rle_ops.from_polygons(self._polygons, self.size)
             elif self._rois is not None:

@@ -196,6 +196,20 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a list": (document([1]), "annotation number 1 is broken"),  # type: ignore[arg-type]
     "an area": (document(square(area="big")), "annotation 1 is broken"),
     "no name": (document(images=[{"id": 1}]), "image 1 of the file has no id or no file_name"),
+    "id as text": (document(square(image_id="7")), r"annotation 1 has image_id '7', which is not in the file .* 7$"),
+    "list as id": (document(square(id=[1])), r"annotation 1 of the file has \[1\] as id, not a number or a text"),
+    "null as id": (document(square(category_id=None)), "annotation 1 of the file has None as category_id"),
+    "list as id of an image": (document(images=[IMAGE | {"id": [7]}]), r"image 1 of the file has \[7\] as id"),
+    "null as id of a category": (document(categories=[{"id": None, "name": "a"}]), "ids of categories .* not None"),
+    "crowd as text": (document(square(iscrowd="0")), "annotation 1 is broken: its iscrowd is '0', not 0 or 1"),
+    "crowd 2": (document(square(iscrowd=2)), "annotation 1 is broken: its iscrowd is 2, not 0 or 1"),
+    "NaN in a box": (document(square(bbox=[1, 2, float("nan"), 3])), "annotation 1 has numbers in its bbox"),
+    "infinite box": (document(square(bbox=[float("inf")] * 4)), "annotation 1 has numbers in its bbox"),
+    "box of texts": (document(square(bbox=["1", "2", "3", "4"])), "annotation 1 is broken: must be real number"),
+    "size of words": (document(images=[IMAGE | {"height": "tall"}]), r"image 7 has height and width \['tall', 40\]"),
+    "size of a list": (document(images=[IMAGE | {"width": [4]}]), "image 7 has height and width .* numbers of pixels"),
+    "name beyond Unicode": (document(images=[IMAGE | {"file_name": "\ud800.jpg"}]), "file name .* is no text"),
+    "results": ([square()], "is a list .*of results"),  # type: ignore[dict-item]
 }
 
 
@@ -249,6 +263,29 @@ def test_odd_boxes_are_counted_and_stay(tmp_path: Path) -> None:
     file = CocoFile(written(tmp_path, content))
     assert [(note.count, note.example) for note in file.notes] == [(1, "annotation 1"), (1, "annotation 2")]
     assert len(file.instances(0, SIZE)) == 3
+
+
+def test_ids_may_be_texts_and_of_any_size(tmp_path: Path) -> None:
+    """As long as they are the same on both sides; a number that is a float is that number."""
+    image, kind = IMAGE | {"id": "a-1"}, [{"id": 10**15, "name": "Zellkern"}]
+    some = [square(id=10**25, image_id="a-1", category_id=10**15), square(id="x", image_id="a-1", category_id=1e15)]
+    file = CocoFile(written(tmp_path, document(*some, images=[image], categories=kind)))
+    assert file.instances(0, SIZE).labels.tolist() == [0, 0]
+    assert file.ids.tolist() == [10**25, "x"]
+    with pytest.raises(ZooError, match=f"annotation {10**25}: "):
+        CocoFile(
+            written(tmp_path, document(some[0] | {"segmentation": [[1, 2, 3, 4]]}, images=[image], categories=kind))
+        ).instances(0, SIZE)
+
+
+def test_an_empty_list_is_no_outline(tmp_path: Path) -> None:
+    """With a box the box is taken as the mask, which is said; without one it is an error."""
+    file = CocoFile(written(tmp_path, document(square(segmentation=[]), square(id=2))))
+    assert [(note.count, note.example) for note in file.notes] == [(1, "annotation 1")]
+    assert file.instances(0, SIZE).masks.area().tolist() == [48, 48]
+    for empty in ([], [[]], None):
+        with pytest.raises(ZooError, match="annotation 1 has neither bbox nor segmentation"):
+            CocoFile(written(tmp_path, document(square(segmentation=empty, bbox=None), square(id=2))))
 
 
 def test_masks_outside_the_image_are_cut_and_stay(tmp_path: Path) -> None:

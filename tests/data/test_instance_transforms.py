@@ -400,3 +400,21 @@ def test_points_and_pixels_agree() -> None:
     np.testing.assert_allclose(warp.points(source), new, rtol=0, atol=1e-9)
     assert isinstance(warp, Warp)
     assert transforms.TrainTransform.takes_dataset
+
+
+@pytest.mark.parametrize("elastic", [0, 6])
+def test_what_a_crop_does_not_show_is_not_looked_at(elastic: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it shows is the same as if all had been looked at."""
+    transform = TrainTransform(crop=(20, 24), scale=(0.4, 2.5), flip=0.5, color=0, rotate=180, elastic=elastic)
+    rng = np.random.default_rng(5)
+    specks = np.zeros((150, H, W), bool)
+    specks[np.arange(150), rng.integers(0, H, 150), rng.integers(0, W, 150)] = True
+    dense = np.concatenate([blobs(12), specks, np.ones((1, H, W), bool)])
+    one = sample(Instances(Masks.from_dense(dense), torch.zeros(len(dense), dtype=torch.int64)))
+    less = [transform(one, np.random.default_rng(seed)).target for seed in range(30)]
+    monkeypatch.setattr(Warp, "reach", lambda self, source: (0, 0, source[1], source[0]))
+    for seed, target in enumerate(less):
+        whole = transform(one, np.random.default_rng(seed)).target
+        assert target.masks.rle() == whole.masks.rle()
+        assert torch.equal(target.boxes, whole.boxes)
+    assert len({len(target) for target in less}) > 5

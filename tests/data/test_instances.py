@@ -298,6 +298,31 @@ def test_one_file_for_all_is_split_by_name(roots: dict[str, Path], tmp_path: Pat
     assert len(named) == 3
 
 
+WRITTEN = ["C:\\Users\\me\\data\\{}", "/home/me/data/{}", "../../upload/1/{}", "file:///tmp/{}"]
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_paths_of_another_machine_are_found_by_their_last_part(
+    roots: dict[str, Path], form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = moved(roots["coco"], tmp_path, {INSTANCES: "instances_train.json", PICTURES: "images"})
+    path = root / "instances_train.json"
+    document = json.loads(path.read_text())
+    for image in document["images"]:
+        image["file_name"] = form.format(image["file_name"])
+    path.write_text(json.dumps(document))
+    plain = opened("coco_json", roots["coco"], annotations=INSTANCES, images=PICTURES)
+    for options in ({}, {"images": "images"}):
+        dataset = opened("coco_json", root, **options)
+        assert "paths of images that are not there (3, first: " in capsys.readouterr().err
+        assert [dataset.name(i) for i in range(3)] == [plain.name(i) for i in range(3)]
+        assert np.array_equal(dataset[0].image, plain[0].image)
+    document["images"][0]["file_name"] = document["images"][1]["file_name"].replace("me/", "you/")
+    path.write_text(json.dumps(document))
+    with pytest.raises(ZooError):  # two of one name, or none of that name
+        opened("coco_json", root)
+
+
 def test_what_is_missing_is_said(roots: dict[str, Path], tmp_path: Path) -> None:
     root = moved(roots["coco"], tmp_path, {INSTANCES: "instances_train.json"})
     with pytest.raises(ZooError, match=r"its images, as 000000000009.jpg, are in none of .*: set images="):

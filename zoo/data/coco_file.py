@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from zoo.data.annotations import BadAnnotation, Keypoints, Note, check_runs, to_rle
+from zoo.data.pairs import shown
 from zoo.errors import ZooError
 from zoo.structures import Class, Instances, Masks, Size, as_classes
 
@@ -35,6 +36,7 @@ _SPACE = re.compile(r"\s*")
 _BETWEEN = re.compile(r"\s*([,\]}])\s*")
 _NAN = float("nan")
 _NO_BOX, _NO_PLACE = (_NAN,) * 4, (0, 0)
+_CROWD = (0, 1, None)
 
 
 class CocoFile:
@@ -159,20 +161,32 @@ class CocoFile:
             if not isinstance(image, dict) or not {"id", "file_name"} <= image.keys():
                 raise ZooError(f"{self.path}: image {k + 1} of the file has no id or no file_name")
         ids = [image["id"] for image in images]
+        self._check_ids("image", "id", ids)
         if len(set(ids)) < len(ids):
             raise ZooError(f"{self.path}: two images have the id {_twice(ids)}; number them anew")
         if all(isinstance(id, int) for id in ids):  # the official evaluation goes by ids
             images = sorted(images, key=lambda image: image["id"])
-        names = [str(image["file_name"]).replace("\\", "/").encode() for image in images]
+        try:
+            names = [str(image["file_name"]).replace("\\", "/").encode() for image in images]
+        except UnicodeEncodeError as error:
+            raise ZooError(f"{self.path}: the file name {error.object!r} is no text") from error
         if len(set(names)) < len(names):
             raise ZooError(f"{self.path}: {_twice(names).decode()} is listed as two images; merge them")
         self.names = np.array(names, dtype=bytes) if names else np.zeros(0, "S1")
         sides = [[image.get("height") or 0, image.get("width") or 0] for image in images]
-        self.sizes = np.array(sides, np.int32).reshape(-1, 2)
+        try:
+            self.sizes = np.array(sides, np.int32).reshape(-1, 2)
+        except (TypeError, ValueError, OverflowError) as error:
+            wrong = next((k for k, pair in enumerate(sides) if not all(isinstance(v, int | float) for v in pair)), 0)
+            said = f"image {images[wrong]['id']} has height and width {sides[wrong]}"
+            raise ZooError(f"{self.path}: {said}, not two numbers of pixels") from error
         return {image["id"]: i for i, image in enumerate(images)}
 
     def _place(self, table: _Table, image_ids: dict[Any, int], number: dict[Any, int], with_keypoints: bool) -> None:
         """Fills the columns of annotations, sorted by image."""
+        columns = {"id": table.ids, "image_id": table.images, "category_id": table.categories}
+        for name, ids in columns.items():
+            self._check_ids("annotation", name, ids)
         if len(set(table.ids)) < len(table.ids):
             twice = _twice(table.ids)
             raise ZooError(f"{self.path}: two annotations have the id {twice}; number them 1, 2, 3, ... anew")
@@ -189,6 +203,9 @@ class CocoFile:
         self.areas = np.frombuffer(table.areas, np.float64)[order]
         self.boxes = np.frombuffer(table.boxes, np.float64).reshape(-1, 4)[order]
         self.boxes[:, 2:] += self.boxes[:, :2]
+        wrong = ~np.isfinite(self.boxes).all(1) & ~np.isnan(self.boxes).all(1)
+        if wrong.any():
+            raise BadAnnotation(f"{self._where(int(wrong.argmax()))} has numbers in its bbox that are none")
         self._places = np.frombuffer(table.places, np.int64).reshape(-1, 2)[order]
         self._others = table.others
         self.has_masks = bool(self._places[:, 1].any()) or not len(order)
@@ -205,6 +222,9 @@ class CocoFile:
             raise BadAnnotation(f"{where} has {lengths[wrong[0]]} numbers as keypoints, its category {wanted}")
         points = np.zeros((len(lengths), wanted), np.float32)
         points[lengths > 0] = np.frombuffer(table.points, np.float32).reshape(-1, wanted)
+        if not np.isfinite(points).all():
+            first = int((~np.isfinite(points)).any(1).argmax())
+            raise BadAnnotation(f"{self.path}: annotation {table.ids[first]} has keypoints that are no numbers")
         return points.reshape(len(lengths), -1, 3)[order]
 
     def _check_known(self, what: str, used: list[Any], known: dict[Any, int], ids: list[Any]) -> None:
@@ -212,11 +232,16 @@ class CocoFile:
         if strange:
             first = next(k for k, id in enumerate(used) if id in strange)
             count = sum(id in strange for id in used)
-            listed = ", ".join(map(str, sorted(known, key=str)[:8])) + (", ..." if len(known) > 8 else "")
+            listed = ", ".join(map(repr, sorted(known, key=str)[:8])) + (", ..." if len(known) > 8 else "")
             raise BadAnnotation(
-                f"{self.path}: annotation {ids[first]} has {what}_id {used[first]}, which is not in the file "
+                f"{self.path}: annotation {ids[first]} has {what}_id {used[first]!r}, which is not in the file "
                 f"({count} such annotation(s)); it has {what}s {listed or 'none'}"
             )
+
+    def _check_ids(self, what: str, name: str, ids: list[Any]) -> None:
+        if not set(map(type, ids)) <= {int, float, str}:
+            k = next(k for k, id in enumerate(ids) if type(id) not in (int, float, str))
+            raise ZooError(f"{self.path}: {what} {k + 1} of the file has {ids[k]!r} as {name}, not a number or a text")
 
     def _warn(self, crowd_as_object: bool) -> None:
         """Notes what is odd but no mistake for certain."""
@@ -255,6 +280,8 @@ def _categories(
         if not isinstance(category, dict) or not {"id", "name"} <= category.keys():
             raise ZooError(f"{path}: category {k + 1} of the file has no id or no name")
     ids = [category["id"] for category in listed]
+    if not set(map(type, ids)) <= {int, float, str}:
+        raise ZooError(f"{path}: ids of categories are numbers or texts, not {shown(map(repr, ids))}")
     if len(set(ids)) < len(ids):
         raise ZooError(f"{path}: two categories have the id {_twice(ids)}")
     number = dict.fromkeys(ids, -1)
@@ -314,7 +341,10 @@ class _Table:
         self.ids.append(annotation["id"])
         self.images.append(annotation["image_id"])
         self.categories.append(annotation["category_id"])
-        self.crowd.append(1 if get("iscrowd") else 0)
+        crowd = get("iscrowd")
+        if crowd not in _CROWD:
+            raise ValueError(f"its iscrowd is {crowd!r}, not 0 or 1")  # and "0" would count as true
+        self.crowd.append(1 if crowd else 0)
         area = get("area")
         self.areas.append(_NAN if area is None else area)
         self.boxes.extend(box)
@@ -354,6 +384,8 @@ class _Document:
 
     def _parse(self, text: str) -> None:
         reader = _Reader(text)
+        if text.startswith("[", reader.at):
+            raise ZooError(f"{self.path}: is a list (of results?), not COCO's images, annotations and categories")
         for key in reader.members():
             if key == "annotations":
                 self.annotations = _Table()

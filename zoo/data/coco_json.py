@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.data.annotated import AnnotatedImages, Source
+from zoo.data.annotations import Note
 from zoo.data.base import Images, Transform
 from zoo.data.coco_file import CocoFile
 from zoo.data.files import Exif, incomplete
@@ -167,23 +168,33 @@ Other places: annotations=, images=; {split} in them stands for the split.
         if not len(file):
             raise ZooError(f"{path}: the file lists no images")
         named = [file.name(i) for i in range(len(file))]
+        root, folder = self.path(), None
         if self.images is not None:
-            folder = self.path(self.images.replace("{split}", self.split))
+            places = [self.path(self.images.replace("{split}", self.split))]
         else:
-            root, years = self.path(), ("", "2017", "2014")
-            of_split = [name + year for name in self._spellings() for year in years]
+            of_split = [name + year for name in self._spellings() for year in ("", "2017", "2014")]
             places = [root / name for name in of_split] + [root / "images" / name for name in of_split]
             places += [root / "images", root, path.parent, path.parent / "images", path.parent.parent / "images"]
-            places = [place for place in places if place.is_dir()]
-            folder = next((p for p in places for name in named[:3] if (p / name).is_file()), None)  # type: ignore[assignment]
-            if folder is None:
-                looked = ", ".join(
-                    dict.fromkeys(str(place.relative_to(root)) for place in places if root in (place, *place.parents))
-                )
+            places = [place for place in dict.fromkeys(places) if place.is_dir()]
+        last = [name.rpartition("/")[2] for name in named]
+        for names in (named, last if len(set(last)) == len(last) else []):
+            folder = next((p for p in places for name in names[:3] if (p / name).is_file()), None)
+            if folder is not None:
+                break
+        else:
+            if self.images is None:
+                looked = ", ".join(str(place.relative_to(root)) for place in places if root in (place, *place.parents))
                 raise ZooError(f"{path}: its images, as {named[0]}, are in none of {looked} of {root}: set images=")
-        missing = missing_files(folder, named)
-        if missing:
-            raise ZooError(f"{path}: {len(missing)} of its {len(file)} images are not in {folder} ({shown(missing)})")
+            folder, names = places[0], named
+        if names is not named:  # C:/data/a.jpg, /home/me/a.jpg, ../upload/a.jpg: paths of the machine that wrote them
+            file.names = np.array([name.encode() for name in names], dtype=bytes)
+            advice = f"the files of the same names in {folder} are taken"
+            file.notes.append(Note(path, "paths of images that are not there", len(names), named[0], advice))
+        if missing := missing_files(folder, names):
+            raise ZooError(
+                f"{path}: {len(missing)} of its {len(file)} images are not in {folder} ({shown(missing)}); "
+                "put them there or take them out of the file"
+            )
         return folder
 
 

@@ -21,15 +21,20 @@ MOST_PAIRS = 2_000_000
 """Pairs of overlapping runs that are looked at; where there are more, masks whose boxes overlap are kept apart."""
 
 
-def disjoint_layers(masks: Masks) -> list[Array]:
+def disjoint_layers(masks: Masks, window: tuple[int, int, int, int] | None = None) -> list[Array]:
     """N masks as few maps (H, W) float32: mask k is where one of them equals k + 1; masks of one map do not touch.
 
-    Each mask goes into the first map that is free where it lies.
+    Each mask goes into the first map that is free where it lies. Outside of `window`, x0, y0, x1, y1, masks may be
+    missing: it need not be looked at what a crop does not show.
 
     Raises:
         ZooError: runs that do not fill the image.
     """
     starts, ends, owners = _runs(masks)
+    if window is not None:
+        starts, ends, owners = _seen(starts, ends, owners, window, masks.size[0])
+    order = np.argsort(starts)
+    starts, ends, owners = starts[order], ends[order], owners[order]
     layer = _first_free(masks, starts, ends, owners)
     count = int(layer.max()) + 1 if len(owners) else 0
     if count == 1:
@@ -48,8 +53,8 @@ def masks_of_layers(layers: list[Array], size: Size) -> tuple[Masks, Array, Arra
     starts, ends, owners = starts[order], ends[order], owners[order]
     first = np.flatnonzero(np.diff(owners, prepend=0))
     counts = np.diff(first, append=len(owners))
-    rles = rle_ops.from_runs(starts, ends, counts, size)
-    return Masks.from_rle(rles, size), _boxes(starts, ends, first, size[0]), owners[first] - 1
+    runs = rle_ops.lengths_of_runs(starts, ends, counts, size)
+    return Masks.from_run_lengths(*runs, size), _boxes(starts, ends, first, size[0]), owners[first] - 1
 
 
 def _boxes(starts: Array, ends: Array, first: Array, height: int) -> Array:
@@ -66,7 +71,7 @@ def _boxes(starts: Array, ends: Array, first: Array, height: int) -> Array:
 
 
 def _runs(masks: Masks) -> tuple[Array, Array, Array]:
-    """Places of the first pixel of each run of ones, rising, and after its last, down the columns, and its mask."""
+    """Places of the first pixel of each run of ones and after its last, down the columns, and its mask."""
     pixels = masks.size[0] * masks.size[1]
     flat, lengths = rle_ops.unpack_flat(masks.rle())
     if not len(lengths):
@@ -78,13 +83,26 @@ def _runs(masks: Masks) -> tuple[Array, Array, Array]:
         raise ZooError(
             f"the runs of an RLE cover {covered[covered != pixels][:1].sum()} pixels, its image has {pixels}"
         )
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    odd = np.flatnonzero((np.arange(len(flat)) - (stops - lengths)[owners]) & 1)
-    odd = odd[flat[odd] > 0]
-    owners = owners[odd]
-    starts, ends = edges[odd - 1] - owners * pixels, edges[odd] - owners * pixels
-    order = np.argsort(starts, kind="stable")
-    return starts[order], ends[order], owners[order]
+    first = np.repeat((stops - lengths) & 1 == 1, lengths)
+    odd = np.flatnonzero(np.resize([False, True], len(flat)) ^ first)  # the ones; between them are zeros
+    owners = np.repeat(np.arange(len(lengths)), lengths // 2)
+    if not flat[odd].all():
+        some = flat[odd] > 0
+        odd, owners = odd[some], owners[some]
+    before = owners * pixels
+    return edges[odd - 1] - before, edges[odd] - before, owners
+
+
+def _seen(
+    starts: Array, ends: Array, owners: Array, window: tuple[int, int, int, int], height: int
+) -> tuple[Array, Array, Array]:
+    """The runs that reach into a window."""
+    x0, y0, x1, y1 = window
+    rows = np.flatnonzero((ends > x0 * height) & (starts < x1 * height))
+    top = starts[rows] % height
+    bottom = top + ends[rows] - starts[rows]
+    rows = rows[(top < y1) & (bottom > y0) | (bottom > height)]  # or it goes on in the next column
+    return starts[rows], ends[rows], owners[rows]
 
 
 def _first_free(masks: Masks, starts: Array, ends: Array, owners: Array) -> Array:

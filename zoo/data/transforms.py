@@ -231,7 +231,8 @@ def _move(target: Instances, warp: Warp, mirror: Sequence[int] | None) -> _Moved
     if target.masks is None:
         return _Moved(rest, None)
     # float32 takes the same path through OpenCV as the image; int32 rounds otherwise.
-    return _Moved(rest, [warp.labels(layer, 0).astype(np.int32) for layer in disjoint_layers(target.masks)])
+    layers = disjoint_layers(target.masks, warp.reach(target.size))
+    return _Moved(rest, [warp.labels(layer, 0).astype(np.int32) for layer in layers])
 
 
 def _move_keypoints(keypoints: Array, warp: Warp, mirror: Sequence[int] | None) -> torch.Tensor:

@@ -45,6 +45,16 @@ class Warp:
         """(h, w) uint8 or float32 holding integers -> (H, W), nearest neighbour; `fill` beyond the edge."""
         return self._sample(labels, cv2.INTER_NEAREST, [fill])
 
+    def reach(self, source: Size) -> tuple[int, int, int, int]:
+        """x0, y0, x1, y1: what of a source of this size can be seen in the new image."""
+        right, bottom = self.size[1] - 1, self.size[0] - 1
+        corners = np.array([(0, 0, 1), (right, 0, 1), (0, bottom, 1), (right, bottom, 1)]) @ self.matrix[:2].T
+        low, high = corners.min(0), corners.max(0)
+        if self.bend is not None:
+            low, high = low + self.bend.min((0, 1)), high + self.bend.max((0, 1))
+        (x0, y0), (x1, y1) = (np.floor(low) - 1).clip(0).astype(int), (np.ceil(high) + 2).clip(0).astype(int)
+        return int(x0), int(y0), min(int(x1), source[1]), min(int(y1), source[0])
+
     def points(self, points: Array) -> Array:
         """(..., 2) x, y of the source, the centre of its first pixel (0, 0) -> the same of the new image. No bend."""
         inverse = np.linalg.inv(self.matrix)

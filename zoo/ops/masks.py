@@ -56,20 +56,32 @@ def runs_of_ids(ids: NDArray[np.integer[Any]]) -> tuple[Counts, Counts, NDArray[
 
 def from_runs(starts: Counts, ends: Counts, counts: Counts, size: Size) -> list[Rle]:
     """N masks from their runs (R,): the first ``counts[0]`` are those of the first mask. No two of a mask may touch."""
-    pixels = size[0] * size[1]
+    return pack_flat(*lengths_of_runs(starts, ends, counts, size), size)
+
+
+def lengths_of_runs(starts: Counts, ends: Counts, counts: Counts, size: Size) -> tuple[Counts, Counts]:
+    """The same not packed: as `unpack_flat` gives them, run lengths behind each other and how many each mask has."""
+    pixels, number = size[0] * size[1], np.arange(len(counts))
     edges = np.stack([starts, ends], 1).reshape(-1)
-    stops = 2 * np.cumsum(counts)
-    flat = np.insert(edges, stops, pixels) - np.insert(edges, stops - 2 * counts, 0)
+    stops = 2 * np.cumsum(counts) + number  # where each mask's edges end if one is added to each mask
+    places = np.arange(len(edges)) + np.repeat(number, 2 * counts)
+    flat = np.empty(len(edges) + len(counts), np.int64)
+    flat[places], flat[stops] = edges, pixels
+    flat[places + 1] -= edges
     lengths = 2 * counts + 1
-    full = (flat[np.cumsum(lengths) - 1] == 0) & (lengths > 1)  # ends with the image: no zeros behind
-    return _pack(np.delete(flat, np.cumsum(lengths)[full] - 1), lengths - full, size)
+    full = (flat[stops] == 0) & (lengths > 1)  # ends with the image: no zeros behind
+    return np.delete(flat, stops[full]) if full.any() else flat, lengths - full
 
 
 def decode(rles: Sequence[Rle], size: Size) -> NDArray[np.bool_]:
     """RLEs of one image size -> masks (N,H,W) bool. A ZooError where the runs do not fill the image."""
-    height, width = size
-    masks = np.zeros((len(rles), height, width), dtype=bool)
-    for mask, counts in zip(masks, unpack(rles), strict=True):
+    return draw(*unpack_flat(rles), size)
+
+
+def draw(flat: Counts, lengths: Counts, size: Size) -> NDArray[np.bool_]:
+    """The same from run lengths as `unpack_flat` gives them."""
+    masks = np.zeros((len(lengths), *size), dtype=bool)
+    for mask, counts in zip(masks, _split(flat, lengths), strict=True):
         _check_fill(counts, size)
         pairs = len(counts) // 2 * 2
         if pairs:
@@ -177,35 +189,39 @@ def pack(counts: Sequence[Counts], size: Size) -> list[Rle]:
     """Run lengths of N masks -> N compressed RLEs. All masks are packed in one pass."""
     if not len(counts):
         return []
-    return _pack(np.concatenate(counts).astype(np.int64), np.array([len(c) for c in counts]), size)
+    return pack_flat(np.concatenate(counts).astype(np.int64), np.array([len(c) for c in counts]), size)
 
 
-def _pack(flat: Counts, lengths: Counts, size: Size) -> list[Rle]:
+def pack_flat(flat: Counts, lengths: Counts, size: Size) -> list[Rle]:
     """`pack` for run lengths in one array, `lengths` (N,) of them for each mask, at least one."""
     if not len(lengths):
         return []
     place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     delta = flat.copy()
     delta[2:] -= np.where(place[2:] > 2, flat[:-2], 0)
-    # Five bits a byte, low ones first, until the rest is the sign alone (maskApi.c, rleToString).
-    groups = []
-    alive = np.ones(len(delta), dtype=bool)
-    while alive.any():
-        low = delta & 31
-        delta = delta >> 5
-        more = np.where(low & 16, delta != -1, delta != 0)
-        groups.append(np.where(alive, low + 48 + (more << 5), 0).astype(np.uint8))
-        alive &= more
-    table = np.stack(groups, 1)
-    used = table != 0
-    ends = np.cumsum(np.add.reduceat(used.sum(1), np.cumsum(lengths) - lengths))
-    text = table[used].tobytes()
-    return [{"size": list(size), "counts": text[a:b]} for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    # Five bits a byte, low ones first, as many as hold the number and its sign (maskApi.c, rleToString).
+    size_of = np.where(delta < 0, ~delta, delta)
+    used, limit = np.ones(len(delta), np.int64), 16
+    while (longer := size_of >= limit).any():
+        used += longer
+        limit <<= 5
+    stops = np.cumsum(used)
+    text, starts = np.empty(stops[-1], np.uint8), stops - used
+    text[starts] = (delta & 31) + 48 + 32 * (used > 1)
+    rest = np.flatnonzero(used > 1)
+    for k in range(1, int(used.max())):  # few lengths need more than two bytes
+        text[starts[rest] + k] = (delta[rest] >> 5 * k & 31) + 48 + 32 * (used[rest] > k + 1)
+        rest = rest[used[rest] > k + 1]
+    packed, ends = text.tobytes(), stops[np.cumsum(lengths) - 1].tolist()
+    return [{"size": list(size), "counts": packed[a:b]} for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def unpack(rles: Sequence[Rle]) -> list[Counts]:
     """The run lengths of N compressed RLEs, unpacked in one pass; the inverse of `pack`."""
-    flat, lengths = unpack_flat(rles)
+    return _split(*unpack_flat(rles))
+
+
+def _split(flat: Counts, lengths: Counts) -> list[Counts]:
     return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
