@@ -158,7 +158,7 @@ def _pixels(state: Mapping[str, Tensor], body: Mapping[str, Tensor]) -> tuple[di
 def _frozen(body: Mapping[str, Tensor]) -> dict[str, Any]:
     """How the backbone was trained: batch norms that count batches have learned."""
     counting = [key for key in body if key.endswith("num_batches_tracked")]
-    frozen = {"frozen_stages": 0 if "bn1.num_batches_tracked" in counting else 1}
+    frozen: dict[str, Any] = {"frozen_stages": 0 if "bn1.num_batches_tracked" in counting else 1}
     if "bn1.running_mean" in body:
         frozen |= {"frozen_norm": not counting, "norm_epsilon": 1e-5}
     return frozen
