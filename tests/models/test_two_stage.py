@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou, roi_align
 
+from zoo.models import create_model
 from zoo.models.keypoint_rcnn import cubic, from_maps, to_cells
 from zoo.models.mask_rcnn import cut_out
 from zoo.models.two_stage import boxes as box_ops
 from zoo.models.two_stage import sampling
 from zoo.models.two_stage.anchors import Anchors
 from zoo.models.two_stage.conventions import CASCADE_CONVENTIONS, DETECTRON2, KEYPOINT_CONVENTIONS, TORCHVISION
+from zoo.models.two_stage.faster_rcnn import Found
 from zoo.models.two_stage.heads import BoxHead, KeypointHead, MaskHead, box_loss
 from zoo.models.two_stage.neck import FPN
 from zoo.models.two_stage.roi import RoIPooler, align_by_rows
@@ -347,6 +350,46 @@ def test_cells_of_keypoints() -> None:
     cells, counted = to_cells(points, box, 56)
     assert counted.tolist() == [[True, True, True, False, False, False]]
     assert cells[counted].tolist() == [0, 55, 56 * 56 - 1]
+
+
+class Peak(nn.Module):
+    """A keypoint head that is sure of column 9, row 11 of its 56 cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deconv = nn.ConvTranspose2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.zeros(len(x), 1, 56, 56)
+        logits[..., 11, 9] = 20
+        return logits
+
+
+@pytest.mark.parametrize(("conventions", "half"), [("detectron2", 0.5), ("torchvision", 0.0)])
+def test_half_a_pixel_between_keypoints_and_boxes(conventions: str, half: float) -> None:
+    """A box of 28 pixels from (10, 20) has cells of half a pixel: column 9, row 11 are in the pixel number (14, 25).
+
+    Its centre is at (14.5, 25.5) where boxes are measured, and that is its second cell in both directions.
+    """
+    narrow = {"channels": 32, "box_width": 64, "anchor_sizes": (8, 16, 32, 64, 128)}
+    model = create_model("keypoint_rcnn", 1, "test_resnet", conventions=conventions, keypoint_channels=8, **narrow)
+    model.keypoint_head = Peak()
+    with torch.no_grad():
+        pyramid = model.eval()(torch.rand(1, 3, 64, 64)).pyramid
+    box = torch.tensor([[10.0, 20, 38, 48]])
+    found = Found(box, torch.tensor([0]), torch.tensor([0.9]))
+    for scale in (1, 2):
+        (prediction,) = model.describe(pyramid, [found], [((64, 64), (64 * scale, 64 * scale))])
+        assert prediction.keypoints is not None
+        assert prediction.keypoints[0, 0, :2].tolist() == [14.5 * scale - half, 25.5 * scale - half]
+    losses = []
+    for x, y in ((14.7 - half, 25.7 - half), (14.7 - half, 25.2 - half)):  # off the edges of cells
+        truth = truth_of([[8, 8, 40, 50]], [0])
+        truth.instances.keypoints = torch.tensor([[[x, y, 2.0]]])
+        regions = SimpleNamespace(objects=lambda: ([box], [torch.tensor([0])], torch.tensor([0])))
+        losses.append(float(model.branch_loss(pyramid, regions, [truth])["keypoint"]))
+    assert losses[0] < 1e-4
+    assert losses[1] > 19
 
 
 def test_recipes_of_relatives() -> None:

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torchvision.models import segmentation
+from torchvision.models import detection, segmentation
 from torchvision.transforms import functional
 
 import zoo
@@ -32,17 +32,18 @@ def rows(publisher: str) -> list[Weights]:
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_a_row_is_whole(row: Weights) -> None:
-    assert re.fullmatch(r"[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+", row.name)
+    assert re.fullmatch(r"[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+(-[a-z0-9_]+)?", row.name)
     assert row.model in zoo.list_models()
     assert row.backbone in timm.list_models()
     assert callable(importlib.import_module(f"zoo.weights.{row.publisher}").recognizes)
-    assert 20 < row.miou < 90
+    assert 20 < row.value < 90
+    assert (row.metric == "mIoU") == (row.model in zoo.list_models("semantic"))
     assert urlsplit(row.address).scheme == "https"
     assert not Path(row.file).is_absolute()
     assert row.manual or urlsplit(row.address).path.endswith(f"/{row.file}")
-    assert row.checksum is None or re.fullmatch(r"sha256:[0-9a-f]{8,64}|md5:[0-9a-f]{32}", row.checksum)
+    assert row.checksum is None or re.fullmatch(r"sha256:[0-9a-f]{8,64}|md5:[0-9a-f]{6,32}", row.checksum)
     assert row.licence
-    assert str(row.miou) in row.score
+    assert f"{row.metric} {row.value} on" in row.score
 
 
 def test_rows_are_distinct() -> None:
@@ -60,13 +61,45 @@ def test_torchvision_as_its_metadata_says() -> None:
                 found[entry.url] = (scores["miou"], len(entry.meta["categories"]))
                 assert entry.transforms().resize_size == [520]
                 assert entry.transforms().interpolation is functional.InterpolationMode.BILINEAR
-    assert {row.address: (row.miou, row.classes) for row in rows("torchvision")} == found
+    assert {row.address: (row.value, row.classes) for row in rows("torchvision")} == found
     for row in rows("torchvision"):
         assert row.checksum == f"sha256:{Path(row.file).stem[-8:]}"
         depth = re.search(r"\d+", row.backbone)
         assert depth
         assert row.file.startswith(row.model)
         assert depth[0] in row.file or "mobilenet_v3_large" in row.file
+
+
+def test_torchvision_s_detectors_as_its_metadata_says() -> None:
+    found = {}
+    for kind, score in (("MaskRCNN_ResNet50_FPN", "mask_map"), ("KeypointRCNN_ResNet50_FPN", "kp_map")):
+        for name in (f"{kind}_Weights", f"{kind}_V2_Weights"):
+            for entry in getattr(detection, name, ()):
+                found[entry.url] = next(iter(entry.meta["_metrics"].values()))[score]
+    legacy = "keypointrcnn_resnet50_fpn_coco-9f466800.pth"  # an earlier one, whose norms have another epsilon
+    assert {row.address: row.value for row in rows("torchvision_detection")} == {
+        address: value for address, value in found.items() if not address.endswith(legacy)
+    }
+    for row in rows("torchvision_detection"):
+        assert row.checksum == f"sha256:{Path(row.file).stem[-8:]}"
+
+
+def test_detectron2_s_runs_say_what_they_are() -> None:
+    """The run names model, backbone, variant and schedule; the file ends in the first digits of its MD5."""
+    depths = {"resnet50": "R_50", "resnet50_gn": "R_50", "resnet101": "R_101", "resnext101_32x8d": "X_101_32x8d"}
+    for row in rows("detectron2"):
+        run, number, file = row.file.split("/")
+        begin = f"{row.model}_{depths[row.backbone]}_"
+        assert run.startswith(begin)
+        assert number.isdigit()
+        assert row.checksum == f"md5:{file.removeprefix('model_final_').removesuffix('.pkl')}"
+        words = run.removeprefix(begin).lower().removesuffix("_gn").split("_")
+        kind, _, length = row.edition.rpartition("_")
+        assert set(words) == {kind or "fpn", "fpn" if kind not in ("c4", "dc5") else kind} | (
+            {length} if kind != "lsj" else {f"{length}ep"}
+        )
+        assert row.backbone.endswith("_gn") == run.endswith("_gn")
+        assert ("Keypoints" in row.address) == (row.model == "keypoint_rcnn") == (row.metric == "keypoint AP")
 
 
 def test_mmseg_addresses_are_those_of_its_runs() -> None:

@@ -25,7 +25,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.models.dilation import CONVERTERS, dilate_first_blocks, dilate_first_convolutions
+from zoo.models.dilation import CONVERTERS, dilate_first_blocks, dilate_first_convolutions, stride_first_convolutions
 from zoo.models.families import OWN_BACKBONES, VALID_FAMILIES, family_of
 from zoo.models.measure import check_strides, measure
 from zoo.models.padding import pad_early, pad_valid_layers
@@ -169,6 +169,7 @@ def create_backbone(
     std: Sequence[float] | None = None,
     classifier: bool = False,
     coarsest: int | None = None,
+    stride_in_1x1: bool = False,
     **options: Any,
 ) -> Backbone:
     """A backbone by name: any timm model with features ("resnet50", "resnet50.tv_in1k", ...), or "unet".
@@ -191,6 +192,8 @@ def create_backbone(
             `Backbone.hidden`; other networks have none and ignore this.
         coarsest: leave out the stages with a stride above this one, with their parameters (8: a ResNet's layer3 and
             layer4, unless dilated). None keeps all. Which maps are given is for `levels` to say.
+        stride_in_1x1: the blocks of a ResNet that halve the size do so in their first convolution (He et al.'s own
+            weights, "MSRA", and most of detectron2's) instead of the 3x3 one (torchvision, timm).
         options: handed to timm (`drop_path_rate`, `bn_eps`, ...). DenseNets also take `taps="transition"`: features
             after each transition's norm and ReLU, and without the last ReLU, as smp's encoder gives them; MobileNetV2s
             `early_padding=True`, see `zoo.models.padding`.
@@ -207,11 +210,13 @@ def create_backbone(
     config = {
         "name": name, "in_channels": in_channels, "output_stride": output_stride, "levels": levels,
         "dilation": dilation, "multi_grid": None if multi_grid is None else list(multi_grid),
-        "classifier": classifier, "coarsest": coarsest, **options,
+        "classifier": classifier, "coarsest": coarsest, "stride_in_1x1": stride_in_1x1, **options,
     }  # fmt: skip
     if name in OWN_BACKBONES:
-        if pretrained or output_stride != 32 or multi_grid is not None or coarsest is not None:
-            raise ZooError(f"backbone {name} has no pretrained weights and no output_stride, multi_grid or coarsest")
+        if pretrained or output_stride != 32 or multi_grid is not None or coarsest is not None or stride_in_1x1:
+            raise ZooError(
+                f"backbone {name} has no pretrained weights and no output_stride, multi_grid, coarsest or stride_in_1x1"
+            )
         module, _, function = OWN_BACKBONES[name].partition(":")
         model = getattr(import_module(module), function)(in_channels=in_channels, levels=levels, **options)
         mean, std = _statistics(name, in_channels, mean, std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -239,6 +244,8 @@ def create_backbone(
         dilate_first_blocks(name, model, output_stride, full=dilation == "full", multi_grid=multi_grid)
     if dilation == "conv1" and output_stride < 32:
         dilate_first_convolutions(name, model)
+    if stride_in_1x1:
+        stride_first_convolutions(name, model)
     if family in VALID_FAMILIES:
         pad_valid_layers(model)
     if early_padding:

@@ -12,8 +12,12 @@ He, Gkioxari, Dollár, Girshick: "Mask R-CNN", ICCV 2017, arXiv 1703.06870, sect
 
 Differences from the paper: none in the network. A batch's term is the mean over its visible keypoints inside their
 regions. detectron2's recipe has a smooth L1 of the boxes (beta 0.5) and keeps 1500 proposals in training. What the
-dataset calls visible or occluded (v > 0) both count. The third number of a predicted keypoint is the softmax at its
-cell, in (0, 1], as in detectron2; torchvision gives the logit beside it.
+dataset calls visible or occluded (v > 0) both count.
+
+Keypoints, in the truth and in what is predicted, are numbers of pixels as in COCO's files, the centre of the first one
+at (0, 0); boxes begin at its corner. Between the two lies half a pixel by the conventions of detectron2, none by those
+of torchvision, whose weights have learned it so. The third number of a predicted keypoint is the softmax at its cell,
+in (0, 1], as in detectron2; torchvision gives the logit beside it.
 """
 
 from __future__ import annotations
@@ -67,12 +71,13 @@ class KeypointRCNN(FasterRCNN):
     def branch_loss(self, pyramid: list[Tensor], regions: Regions, truths: list[Truth]) -> dict[str, Tensor]:
         """The term `keypoint`: mean over the visible keypoints inside their regions; 0 where a batch has none."""
         boxes, owners, labels = regions.objects()
-        wanted = self.keypoint_head.deconv.out_channels
+        wanted, shift = self.keypoint_head.deconv.out_channels, self.conventions.keypoint_shift
         truth = [own_keypoints(*own, wanted) for own in zip(truths, owners, strict=True)]
         if not len(labels):
             return {"keypoint": pyramid[0].new_zeros(())}
         logits = full(self.keypoint_head(self.features(self.keypoint_pooler, pyramid, boxes)))
-        cells, counted = to_cells(torch.cat(truth), torch.cat(boxes), logits.shape[-1])
+        places = torch.cat(truth) + logits.new_tensor([shift, shift, 0])
+        cells, counted = to_cells(places, torch.cat(boxes), logits.shape[-1])
         entropy = F.cross_entropy(logits.flatten(2).flatten(0, 1), cells.flatten(), reduction="none")
         total = torch.where(counted.flatten(), entropy, 0).sum()
         return {"keypoint": total / counted.sum().clamp(min=1)}
@@ -82,10 +87,12 @@ class KeypointRCNN(FasterRCNN):
         boxes = [own.boxes for own in found]
         logits = full(self.keypoint_head(self.features(self.keypoint_pooler, pyramid, boxes)))
         points = split_rows(from_maps(logits, torch.cat(boxes)), boxes)
+        shift = self.conventions.keypoint_shift
         instances = []
         for own, keypoints, (size, original) in zip(found, points, sizes, strict=True):
             scaled, keep = self.rescale(own.boxes, size, original)
             keypoints = keypoints * keypoints.new_tensor([original[1] / size[1], original[0] / size[0], 1])
+            keypoints = keypoints - keypoints.new_tensor([shift, shift, 0])
             labels, scores = own.labels[keep], own.scores[keep]
             instances.append(
                 Instances(None, labels, scores, boxes=scaled[keep], keypoints=keypoints[keep], size=original)

@@ -16,7 +16,19 @@ from torch import Tensor
 
 from zoo import checkpoint
 from zoo.errors import ZooError
-from zoo.weights import drsleep, mmseg, ours, semseg, smp, torchvision, torchvision_detection, vainf, wkentaro
+from zoo.weights import (
+    detectron2,
+    drsleep,
+    mmseg,
+    ours,
+    pickles,
+    semseg,
+    smp,
+    torchvision,
+    torchvision_detection,
+    vainf,
+    wkentaro,
+)
 from zoo.weights.catalogue import Weights
 from zoo.weights.differences import differences
 from zoo.weights.download import locate
@@ -27,6 +39,7 @@ SOURCES: dict[str, Any] = {
     "VainF": vainf,
     "torchvision": torchvision,
     "torchvision detection": torchvision_detection,
+    "detectron2": detectron2,
     "smp": smp,
     "DrSleep": drsleep,
     "semseg": semseg,
@@ -42,10 +55,10 @@ def load(weights: str | Path | Weights | Mapping[str, Any], **options: Any) -> A
     """The model that a checkpoint describes, with its weights, in evaluation mode.
 
     Args:
-        weights: a file (.ckpt, .pt, .pth, .safetensors), a folder as smp's `save_pretrained` writes it, or what such
-            a file holds; or what `zoo.weights.download.locate` fetches: a name of `list_weights`, "hf://owner/name",
-            an address. Ours, torchvision's segmentation models and detectors, smp's that the zoo has, papers' releases:
-            see SOURCES.
+        weights: a file (.ckpt, .pt, .pth, .pkl, .safetensors), a folder as smp's `save_pretrained` writes it, or what
+            such a file holds; or what `zoo.weights.download.locate` fetches: a name of `list_weights`,
+            "hf://owner/name", an address. Ours, torchvision's segmentation models and detectors, detectron2's two-stage
+            detectors, smp's that the zoo has, papers' releases: see SOURCES.
         options: what the checkpoint cannot tell, or should be otherwise: `classes` (their names), the model's own
             options (`align_corners`, `rates`, `flip`, `window`, ...), the backbone's (`output_stride`, `dilation`,
             `mean`, `std`), `backbone` (timm's name of an smp `tu-` encoder).
@@ -125,7 +138,7 @@ def _open(weights: str | Path | Weights | Mapping[str, Any]) -> tuple[dict[str, 
         where = str(path)
         if path.is_dir():
             path, config = _open_folder(path)
-        weights = checkpoint.read(path)
+        weights = pickles.read(path) if path.is_file() and pickles.is_pickle(path) else checkpoint.read(path)
     content = dict(weights)
     if ours.recognizes(content):
         return content, config, where

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = list_weights(options.pattern)
     width = max((len(row.name) for row in rows), default=0)
     for row in rows:
-        flags = [f"{row.classes} classes", f"mIoU {row.miou}", "by hand" if row.manual else ""]
+        flags = [f"{row.classes} classes", f"{row.metric} {row.value}", "by hand" if row.manual else ""]
         print(f"{row.name:<{width}}  {', '.join(filter(None, flags))}; {row.licence}")
     return 0 if rows else 1
 

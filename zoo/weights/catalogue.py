@@ -1,7 +1,8 @@
 """Public checkpoints by name: where they are, whose they are, what they should score.
 
 `PUBLISHERS` says what holds for all files of a project, `CATALOGUE` has a row for each. A name is
-model-backbone-data-publisher, with the names of `zoo.MODELS` and of timm. docs/weights.md is made from this file:
+model-backbone-data-publisher, with the names of `zoo.MODELS` and of timm, and -edition where a project has several.
+docs/weights.md is made from this file:
 
     python -m zoo.weights --markdown > docs/weights.md
 
@@ -21,6 +22,8 @@ DATA = {
     "ade20k": (150, "ADE20K: images for non-commercial research and education"),
     "cityscapes": (19, "Cityscapes: non-commercial use, no redistribution"),
     "coco": (21, "COCO with VOC's labels: annotations CC BY 4.0, images under Flickr's terms"),
+    "coco_instances": (80, "COCO's objects: annotations CC BY 4.0, images under Flickr's terms"),
+    "coco_keypoints": (1, "COCO's persons with keypoints: annotations CC BY 4.0, images under Flickr's terms"),
     "voc": (21, "Pascal VOC 2012, with SBD's labels where a project says so: images under Flickr's terms"),
 }
 
@@ -44,6 +47,8 @@ class Publisher:
     note: str = ""
 
 
+_METRICS = {"coco_instances": "mask AP", "coco_keypoints": "keypoint AP"}
+
 PUBLISHERS = {
     "torchvision": Publisher(
         page="https://docs.pytorch.org/vision/stable/models.html#semantic-segmentation",
@@ -51,6 +56,23 @@ PUBLISHERS = {
         commercial=True,
         measured="COCO val2017 with VOC's labels, images resized to 520; the metadata of torchvision's package",
         note="The names of the files end in the first 8 digits of their SHA-256.",
+    ),
+    "torchvision_detection": Publisher(
+        page="https://docs.pytorch.org/vision/stable/models.html#object-detection-instance-segmentation-and-person-"
+        "keypoint-detection",
+        licence="BSD-3-Clause (the package; its pages state none for the weights)",
+        commercial=True,
+        measured="COCO val2017, images resized to 800; the metadata of torchvision's package",
+        note="The Mask R-CNNs have 90 classes, ten of which name nothing. The names of the files end in the first 8 "
+        "digits of their SHA-256.",
+    ),
+    "detectron2": Publisher(
+        page="https://github.com/facebookresearch/detectron2/blob/main/MODEL_ZOO.md",
+        licence="CC BY-SA 3.0",
+        commercial=True,
+        measured="COCO val2017, images resized to 800; the project's MODEL_ZOO.md",
+        note="The names of the files end in the first 6 digits of their MD5. They are pickles, of which the zoo reads "
+        "arrays alone.",
     ),
     "mmseg": Publisher(
         page="https://github.com/open-mmlab/mmsegmentation/tree/main/configs",
@@ -98,30 +120,34 @@ class Weights:
         model, backbone: names of `zoo.MODELS` and of timm.
         data: a key of `DATA`.
         publisher: a key of `PUBLISHERS`, which is also the source in `zoo.weights.SOURCES` that reads the file.
-        miou: the published mean IoU in percent, measured as `PUBLISHERS[publisher].measured` says.
+        value: the published score in percent, measured as `PUBLISHERS[publisher].measured` says.
         address: of the file; of the page that leads to it where `manual`.
         file: its name, with the publisher's folders where names repeat.
         checksum: "sha256:" or "md5:" and the published digits (the first ones may do), or None.
         manual: whether it can only be downloaded by hand.
+        metric: which score `value` is.
+        edition: tells files of one project apart that have all of the above in common.
     """
 
     model: str
     backbone: str
     data: str
     publisher: str
-    miou: float
+    value: float
     address: str
     file: str
     checksum: str | None = None
     manual: bool = False
+    metric: str = "mIoU"
+    edition: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.backbone}-{self.data}-{self.publisher}"
+        return "-".join(filter(None, (self.model, self.backbone, self.data, self.publisher, self.edition)))
 
     @property
     def classes(self) -> int:
-        """How many, background included."""
+        """How many, background included where it is one of them (semantic segmentation)."""
         return DATA[self.data][0]
 
     @property
@@ -136,7 +162,7 @@ class Weights:
     @property
     def score(self) -> str:
         """The published score, where it was measured, and whose number it is."""
-        return f"mIoU {self.miou} on {PUBLISHERS[self.publisher].measured}"
+        return f"{self.metric} {self.value} on {PUBLISHERS[self.publisher].measured}"
 
     def __str__(self) -> str:
         return self.name
@@ -154,6 +180,73 @@ def _torchvision() -> Iterator[Weights]:
         checksum = "sha256:" + file.removesuffix(".pth").rpartition("-")[2]
         address = f"https://download.pytorch.org/models/{file}"
         yield Weights(model, backbone, "coco", "torchvision", miou, address, file, checksum)
+
+
+def _torchvision_detection() -> Iterator[Weights]:
+    for model, data, value, file, edition in (
+        ("mask_rcnn", "coco_instances", 34.6, "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "v1"),
+        ("mask_rcnn", "coco_instances", 41.8, "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", "v2"),
+        ("keypoint_rcnn", "coco_keypoints", 65.0, "keypointrcnn_resnet50_fpn_coco-fc266e95.pth", ""),
+    ):
+        checksum = "sha256:" + file.removesuffix(".pth").rpartition("-")[2]
+        address, metric = f"https://download.pytorch.org/models/{file}", _METRICS[data]
+        publisher = "torchvision_detection"
+        yield Weights(model, "resnet50", data, publisher, value, address, file, checksum, False, metric, edition)
+
+
+def _detectron2() -> Iterator[Weights]:
+    """Not here: what has deformable convolutions or a RegNet, and what was trained on other data than COCO."""
+    instances, keypoints = "coco_instances", "coco_keypoints"
+    for model, backbone, data, value, run, file, edition in (
+        ("mask_rcnn", "resnet50", instances, 32.2, "mask_rcnn_R_50_C4_1x/137259246", "9243eb", "c4_1x"),
+        ("mask_rcnn", "resnet50", instances, 34.2, "mask_rcnn_R_50_DC5_1x/137260150", "4f86c3", "dc5_1x"),
+        ("mask_rcnn", "resnet50", instances, 35.2, "mask_rcnn_R_50_FPN_1x/137260431", "a54504", "fpn_1x"),
+        ("mask_rcnn", "resnet50", instances, 34.4, "mask_rcnn_R_50_C4_3x/137849525", "4ce675", "c4_3x"),
+        ("mask_rcnn", "resnet50", instances, 35.9, "mask_rcnn_R_50_DC5_3x/137849551", "84107b", "dc5_3x"),
+        ("mask_rcnn", "resnet50", instances, 37.2, "mask_rcnn_R_50_FPN_3x/137849600", "f10217", "fpn_3x"),
+        ("mask_rcnn", "resnet101", instances, 36.7, "mask_rcnn_R_101_C4_3x/138363239", "a2914c", "c4_3x"),
+        ("mask_rcnn", "resnet101", instances, 37.3, "mask_rcnn_R_101_DC5_3x/138363294", "0464b7", "dc5_3x"),
+        ("mask_rcnn", "resnet101", instances, 38.6, "mask_rcnn_R_101_FPN_3x/138205316", "a3ec72", "fpn_3x"),
+        (
+            "mask_rcnn",
+            "resnext101_32x8d",
+            instances,
+            39.5,
+            "mask_rcnn_X_101_32x8d_FPN_3x/139653917",
+            "2d9806",
+            "fpn_3x",
+        ),
+        ("mask_rcnn", "resnet50", instances, 40.3, "mask_rcnn_R_50_FPN_100ep_LSJ/42047764", "bb69de", "lsj_100"),
+        ("mask_rcnn", "resnet50", instances, 41.7, "mask_rcnn_R_50_FPN_200ep_LSJ/42047638", "89a8d3", "lsj_200"),
+        ("mask_rcnn", "resnet50", instances, 42.5, "mask_rcnn_R_50_FPN_400ep_LSJ/42019571", "14d201", "lsj_400"),
+        ("mask_rcnn", "resnet101", instances, 41.6, "mask_rcnn_R_101_FPN_100ep_LSJ/42025812", "4f7b58", "lsj_100"),
+        ("mask_rcnn", "resnet101", instances, 43.1, "mask_rcnn_R_101_FPN_200ep_LSJ/42131867", "0bb7ae", "lsj_200"),
+        ("mask_rcnn", "resnet101", instances, 43.7, "mask_rcnn_R_101_FPN_400ep_LSJ/42073830", "f96b26", "lsj_400"),
+        ("mask_rcnn", "resnet50_gn", instances, 38.6, "mask_rcnn_R_50_FPN_3x_gn/138602888", "dc5d9e", "fpn_3x"),
+        ("mask_rcnn", "resnet50", instances, 37.8, "mask_rcnn_R_50_FPN_3x_syncbn/169527823", "3b3c51", "syncbn_3x"),
+        ("cascade_mask_rcnn", "resnet50", instances, 36.4, "cascade_mask_rcnn_R_50_FPN_1x/138602847", "e9d89b", "1x"),
+        ("cascade_mask_rcnn", "resnet50", instances, 38.5, "cascade_mask_rcnn_R_50_FPN_3x/144998488", "480dd8", "3x"),
+        ("keypoint_rcnn", "resnet50", keypoints, 64.0, "keypoint_rcnn_R_50_FPN_1x/137261548", "04e291", "1x"),
+        ("keypoint_rcnn", "resnet50", keypoints, 65.5, "keypoint_rcnn_R_50_FPN_3x/137849621", "a6e10b", "3x"),
+        ("keypoint_rcnn", "resnet101", keypoints, 66.1, "keypoint_rcnn_R_101_FPN_3x/138363331", "997cc7", "3x"),
+        (
+            "keypoint_rcnn",
+            "resnext101_32x8d",
+            keypoints,
+            66.0,
+            "keypoint_rcnn_X_101_32x8d_FPN_3x/139686956",
+            "5ad38f",
+            "3x",
+        ),
+    ):
+        folder = "COCO-Keypoints" if data == keypoints else "COCO-InstanceSegmentation"
+        if "LSJ" in run:
+            folder = "new_baselines"
+        elif model.startswith("cascade") or run.split("/")[0].endswith(("gn", "syncbn")):
+            folder = "Misc"
+        path, md5 = f"{run}/model_final_{file}.pkl", f"md5:{file}"
+        address = f"https://dl.fbaipublicfiles.com/detectron2/{folder}/{path}"
+        yield Weights(model, backbone, data, "detectron2", value, address, path, md5, False, _METRICS[data], edition)
 
 
 def _mmseg() -> Iterator[Weights]:
@@ -226,7 +319,7 @@ def _drsleep() -> Iterator[Weights]:
     yield Weights("refinenet", "resnet101", "voc", "drsleep", 80.5, page, "rf101_voc.pth.tar", manual=True)
 
 
-_PARTS = (_torchvision, _mmseg, _semseg, _vainf, _wkentaro, _drsleep)
+_PARTS = (_torchvision, _torchvision_detection, _detectron2, _mmseg, _semseg, _vainf, _wkentaro, _drsleep)
 CATALOGUE: dict[str, Weights] = {row.name: row for part in _PARTS for row in part()}
 
 
@@ -238,8 +331,9 @@ def list_weights(
     Args:
         pattern: of names, as in a shell: "deeplabv3*", "*cityscapes*".
         model: one of `zoo.list_models()`.
-        data: what they were trained on: "ade20k", "cityscapes", "coco", "voc".
-        publisher: "torchvision", "mmseg", "semseg", "vainf", "wkentaro", "drsleep".
+        data: what they were trained on: "ade20k", "cityscapes", "coco", "coco_instances", "coco_keypoints", "voc".
+        publisher: "torchvision", "torchvision_detection", "detectron2", "mmseg", "semseg", "vainf", "wkentaro",
+            "drsleep".
 
     Returns the rows in the order of the table: `row.name`, `row.licence`, `row.commercial`, `row.score`, ...
     """
@@ -261,15 +355,16 @@ def to_markdown() -> str:
         rows = list_weights(publisher=key)
         flag = "" if publisher.commercial else " **Not for commercial use.**"
         note = f" {publisher.note}" if publisher.note else ""
+        metrics = dict.fromkeys(row.metric for row in rows)
         parts.append(
             f"\n## {key}\n\n<{publisher.page}>. Licence: {publisher.licence}.{flag} "
-            f"mIoU on {publisher.measured}.{note}\n\n"
-            "| name | classes | mIoU % | file | checksum |\n|---|---|---|---|---|\n"
+            f"{' and '.join(metrics)} on {publisher.measured}.{note}\n\n"
+            f"| name | classes | {' or '.join(metrics)} % | file | checksum |\n|---|---|---|---|---|\n"
         )
         for row in rows:
             file = f"`{row.file}`, by hand" if row.manual else f"[{row.file}]({row.address})"
             parts.append(
-                f"| `{row.name}` | {row.classes} | {row.miou} | {file} | {row.checksum or 'none published'} |\n"
+                f"| `{row.name}` | {row.classes} | {row.value} | {file} | {row.checksum or 'none published'} |\n"
             )
     parts.append(_TERMS)
     parts += [f"- {terms}\n" for _, terms in DATA.values()]

@@ -36,7 +36,7 @@ from zoo.weights.catalogue import CATALOGUE, Weights
 ANSWER = 8.0  # seconds for names, connections, proxies and redirects together, until a server answers
 STALL = 30.0  # seconds without a byte
 CHUNK = 1 << 20
-SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".tar")
+SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".tar", ".pkl")
 HUB_FILES = ("config.json", "model.safetensors")
 
 

@@ -40,6 +40,8 @@ class Conventions:
         paste_rule: how RoI grids are drawn, see `zoo.ops.masks.paste`.
         antialias: test-time resizing smooths and rounds sizes to the nearest; otherwise it does neither and truncates.
         clip_detections: boxes end at the border of the original image, and what is empty then is dropped.
+        keypoint_shift: added to the keypoints of the truth and taken from those predicted. Half a pixel makes of COCO's
+            numbers of pixels the coordinates that boxes are in; torchvision takes the numbers for coordinates.
     """
 
     rounded_anchors: bool
@@ -59,6 +61,7 @@ class Conventions:
     paste_rule: str
     antialias: bool
     clip_detections: bool
+    keypoint_shift: float
 
 
 DETECTRON2 = Conventions(
@@ -79,6 +82,7 @@ DETECTRON2 = Conventions(
     paste_rule="detectron2",
     antialias=True,
     clip_detections=True,
+    keypoint_shift=0.5,
 )
 TORCHVISION = Conventions(
     rounded_anchors=True,
@@ -98,6 +102,7 @@ TORCHVISION = Conventions(
     paste_rule="torchvision",
     antialias=False,
     clip_detections=False,
+    keypoint_shift=0.0,
 )
 CONVENTIONS: Mapping[str, Conventions] = {"detectron2": DETECTRON2, "torchvision": TORCHVISION}
 # detectron2's recipes of two relatives; torchvision has one recipe for all.
