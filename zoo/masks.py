@@ -136,8 +136,8 @@ class Masks:
         return self.count
 
     def __repr__(self) -> str:
-        held = {"dense": self._dense, "RLE": self._rle, "polygons": self._polygons, "RoI grids": self._rois}
-        held |= {"run lengths": self._runs}
+        held: dict[str, Any] = {"dense": self._dense, "RLE": self._rle, "polygons": self._polygons}
+        held |= {"RoI grids": self._rois, "run lengths": self._runs}
         forms = ", ".join(name for name, value in held.items() if value is not None)
         return f"Masks({self.count} of {self.size[0]}x{self.size[1]} as {forms} on {self.device})"
 

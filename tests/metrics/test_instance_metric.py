@@ -215,6 +215,16 @@ def test_crowds_take_any_number_and_count_nowhere() -> None:
     assert scored([(found, strip((0, 10)))])["AP"] == pytest.approx(0.25)
 
 
+def test_more_objects_than_a_byte_counts() -> None:
+    """Nuclei come by the hundred: run lengths of 300 objects in one image."""
+    pixels = torch.eye(300).view(300, 15, 20).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    masks = Masks.from_rle(Masks.from_dense(pixels).rle(), (30, 40))
+    found = Instances(masks, torch.zeros(300, dtype=torch.int64), torch.linspace(1, 0.5, 300))
+    metric = InstanceMetric(1, max_detections=1000)
+    metric.update([found], [Instances(masks, torch.zeros(300, dtype=torch.int64))])
+    assert metric.compute()["AP"] == 1
+
+
 def test_boxes_alone() -> None:
     truth = Instances(None, [0], boxes=[[0, 0, 10, 10]], size=(20, 20))
     found = Instances(None, [0, 0], [0.9, 0.8], boxes=[[0, 0, 10, 8], [1, 1, 3, 3]], size=(20, 20))

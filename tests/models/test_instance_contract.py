@@ -183,17 +183,17 @@ def test_two_images_are_learned(name: str) -> None:
     model = build(name, roi_samples=64).train()
     batch = objects(2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(60):
+    steps = 60
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
         total = sum(model.loss(batch).values())
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-    model.test_proposals = 200
+    model.test_proposals = 16  # further ones are slivers that no step has drawn
     for prediction, truth in zip(model.predict(batch), batch.targets, strict=True):
-        # The two best: after so few steps regions that no step drew may still score too, below them.
-        best = prediction[:2]
+        best = prediction[prediction.scores > 0.5]
         assert sorted(best.labels.tolist()) == [0, 1]
-        assert best.scores.min() > 0.5
         order = best.labels.argsort()
         assert (best.boxes[order] - truth.boxes).abs().max() < 6
         if best.masks is not None:

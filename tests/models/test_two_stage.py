@@ -384,7 +384,7 @@ def test_half_a_pixel_between_keypoints_and_boxes(conventions: str, half: float)
         assert prediction.keypoints[0, 0, :2].tolist() == [14.5 * scale - half, 25.5 * scale - half]
     losses = []
     for x, y in ((14.7 - half, 25.7 - half), (14.7 - half, 25.2 - half)):  # off the edges of cells
-        truth = truth_of([[8, 8, 40, 50]], [0])
+        truth = truth_of([[8.0, 8, 40, 50]], [0])
         truth.instances.keypoints = torch.tensor([[[x, y, 2.0]]])
         regions = SimpleNamespace(objects=lambda: ([box], [torch.tensor([0])], torch.tensor([0])))
         losses.append(float(model.branch_loss(pyramid, regions, [truth])["keypoint"]))

@@ -56,7 +56,10 @@ def pixel_counts(masks: Masks) -> Ints:
     if masks.is_dense:
         dense = masks.dense().cpu().numpy().view(np.uint8)
         return np.array([cv2.countNonZero(mask) if mask.size else 0 for mask in dense], np.int64)
-    return np.asarray(coco.area(masks.rle()), np.int64) if len(masks) else np.zeros(0, np.int64)
+    rles = masks.rle()
+    # pycocotools' area counts its RLEs in a byte.
+    parts = [coco.area(rles[k : k + 255]) for k in range(0, len(rles), 255)]
+    return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
 
 def mask_intersections(predicted: Masks, true: Masks, sizes: Ints, wanted: Bools) -> Pairs:
