@@ -19,12 +19,12 @@ from omegaconf import OmegaConf
 from zoo import jobs
 from zoo.data.transforms import TrainTransform
 from zoo.losses import weigh_classes
-from zoo.models import create_model
+from zoo.models import MODELS, create_model
 from zoo.optim import create_optimizer, create_schedule
 from zoo.overrides import CONF, check, quote_paths
 from zoo.recipe import Recipe
 from zoo.report import result
-from zoo.structures import Batch, Sample, Semantic
+from zoo.structures import Batch, Instances, Masks, Sample, Semantic
 
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Backbones that take the same settings and are built faster.
@@ -103,12 +103,16 @@ def test_what_is_set_is_taken(name: str) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (48, 56, channels), dtype=np.uint8)
     labels = torch.from_numpy(rng.integers(0, 2, (48, 56), dtype=np.uint8))
+    truth: Any = Semantic(labels)
+    if MODELS[config["model"]["name"]].task == "instance":
+        truth = Instances(Masks.from_dense(torch.stack([labels == 0, labels == 1])), [0, 1])
     crop = 4 if config["model"].get("padding") == "valid" else 40  # a network without padding extends it to 188 or more
     transform = TrainTransform(**config["dataset"]["transform"] | {"crop": crop})
-    sample = transform(Sample(image, Semantic(labels), 0, (48, 56)), rng)
+    sample = transform(Sample(image, truth, 0, (48, 56)), rng)
 
     options = dict(config["model"])
-    options["loss"] = weigh_classes(options["loss"], lambda: np.array([[3, 1]]))
+    if "loss" in options:
+        options["loss"] = weigh_classes(options["loss"], lambda: np.array([[3, 1]]))
     backbone = {key: value for key, value in config["backbone"].items() if value is not None} | {
         "in_channels": channels
     }

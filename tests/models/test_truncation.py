@@ -68,4 +68,6 @@ def test_stages_are_left_out_by_the_stride_they_have() -> None:
 def test_a_coarsest_stride_that_cannot_be() -> None:
     assert "has strides [4, 8, 16, 32], none of them 2 or less" in refusal(name="test_convnext", coarsest=2)
     assert "coarsest must be a stride such as 8, 16 or 32" in refusal(name="test_resnet", coarsest=7)
-    assert "no pretrained weights and no output_stride, multi_grid or coarsest" in refusal(name="unet", coarsest=8)
+    assert "no pretrained weights and no output_stride, multi_grid, coarsest or stride_in_1x1" in refusal(
+        name="unet", coarsest=8
+    )

@@ -1,7 +1,8 @@
 """detectron2's detectors: the layouts of its model zoo, what its files do not say, the numbers that come out.
 
-`golden/detectron2_*.txt` are the state dicts of its configurations. Its own code gave the same boxes, scores, masks and
-keypoints on random weights of full size before the numbers in `golden/detectron2_*.json` were written.
+`golden/detectron2_*.txt` are the state dicts of its configurations. On random weights of full size in double precision
+its own code gives the same detections with FPN, C4, DC5, group norm, the cascade and keypoints: boxes to 0.006 pixels,
+scores to 1e-5, 12 pixels of 14,726 in the masks. The numbers in `golden/detectron2_*.json` are this code's.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ dataset calls visible or occluded (v > 0) both count.
 Keypoints, in the truth and in what is predicted, are numbers of pixels as in COCO's files, the centre of the first one
 at (0, 0); boxes begin at its corner. Between the two lies half a pixel by the conventions of detectron2, none by those
 of torchvision, whose weights have learned it so. The third number of a predicted keypoint is the softmax at its cell,
-in (0, 1], as in detectron2; torchvision gives the logit beside it.
+at most 1, where detectron2 sets no limit; torchvision gives the logit beside it.
 """
 
 from __future__ import annotations
