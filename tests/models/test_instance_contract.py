@@ -183,7 +183,7 @@ def test_two_images_are_learned(name: str) -> None:
     model = build(name, roi_samples=64).train()
     batch = objects(2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    steps = 60
+    steps = 90
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
         total = sum(model.loss(batch).values())
