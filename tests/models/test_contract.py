@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from graph import in_graph
+from torch import nn
 
 from zoo.models import create_model, list_models
 from zoo.structures import VOID, Batch, Semantic
@@ -32,20 +33,6 @@ def squares(count: int, size: int = 64, channels: int = 3) -> Batch:
     images = (image + 0.1 * torch.rand(count, channels, size, size, generator=generator)).clamp(0, 1)
     labels[half], labels[:, half] = VOID, VOID
     return Batch.of(images, [Semantic(labels.clone()) for _ in range(count)])
-
-
-def in_graph(loss: Tensor) -> set[int]:
-    """ids of the parameters that `loss` depends on."""
-    seen, found, todo = set(), set(), [loss.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        todo += [parent for parent, _ in node.next_functions]
-    return found
 
 
 @pytest.mark.parametrize("size", [(33, 33), (97, 97), (250, 333)])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from graph import in_graph
+from torch import nn
 
 import zoo
 from zoo.errors import ZooError
@@ -57,20 +58,6 @@ def objects(count: int = 2, channels: int = 3, size: int = SIZE) -> Batch:
         keypoints = torch.cat([points, torch.full((2, 3, 1), 2.0)], 2)
         targets.append(Instances(masks, [0, 1], boxes=boxes, keypoints=keypoints))
     return Batch.of(images.clamp(0, 1), targets)
-
-
-def in_graph(loss: Tensor) -> set[int]:
-    """ids of the parameters that `loss` depends on."""
-    seen, found, todo = set(), set(), [loss.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        todo += [parent for parent, _ in node.next_functions]
-    return found
 
 
 def assert_close(a: Instances, b: Instances) -> None:
