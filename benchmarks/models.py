@@ -56,7 +56,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 import torchvision
-from detectors import DetectionCase, OurDetector, TheirDetector, calibrate, detector
+from detectors import FIRST_VERSIONS, DetectionCase, OurDetector, TheirDetector, calibrate, detector
 from detectors import compare as compare_detections
 from peak import ENVIRONMENT, RESET, resident, restart
 from torch import Tensor, nn
@@ -229,7 +229,8 @@ def side_of(name: str, who: str, state: dict[str, Tensor], size: int, device: st
     """One contender with these weights, "ours" or "theirs"."""
     if who == "ours":
         if name in DETECTORS:
-            return OurDetector(zoo.load(state, test_size=size, test_limit=2 * size), device)
+            learned = {} if DETECTORS[name] in FIRST_VERSIONS else {"frozen_stages": 0}
+            return OurDetector(zoo.load(state, test_size=size, test_limit=2 * size, **learned), device)
         return Ours(zoo.load(state), device)
     model = peer(name, size)
     model.load_state_dict(state)

@@ -211,13 +211,18 @@ def test_pooling_by_rows_is_roi_align(ratio: int, aligned: bool, size: int, monk
     extent[:3], extent[3, 0] = 0, 0
     image = torch.randint(0, 2, (60, 1), generator=generator)
     rois = torch.cat([image, corner, corner + extent], 1)
-    expected = roi_align(x, rois, size, 1 / 4, ratio, aligned)
-    pooled = align_by_rows(x, rois, size, 1 / 4, ratio, aligned)
-    assert pooled.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(pooled, expected, rtol=1e-10, atol=1e-10)
-    monkeypatch.setattr("zoo.models.two_stage.roi.CHUNK", 1)
-    torch.testing.assert_close(align_by_rows(x, rois, size, 1 / 4, ratio, aligned), pooled, rtol=0, atol=1e-12)
-    assert align_by_rows(x, rois[:0], size, 1 / 4, ratio, aligned).shape == (0, 5, size, size)
+    given = torch.randn(60, 5, size, size, generator=generator, dtype=torch.float64)
+    expected = roi_align(x.requires_grad_(), rois, size, 1 / 4, ratio, aligned)
+    (slope,) = torch.autograd.grad(expected, x, given)
+    for chunk in (2**20, 1):
+        monkeypatch.setattr("zoo.models.two_stage.roi.CHUNK", chunk)
+        pooled = align_by_rows(x, rois, size, 1 / 4, ratio, aligned)
+        assert pooled.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(pooled, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(torch.autograd.grad(pooled, x, given)[0], slope, rtol=1e-10, atol=1e-10)
+    none = align_by_rows(x, rois[:0], size, 1 / 4, ratio, aligned)
+    assert none.shape == (0, 5, size, size)
+    assert not torch.autograd.grad(none.sum(), x)[0].any()  # the graph stays whole
 
 
 def test_frozen_norms_compute_the_same_and_remember_nothing() -> None:

@@ -7,10 +7,12 @@ FPN, CVPR 2017, equation 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import roi_align, roi_pool
 
@@ -19,7 +21,7 @@ from zoo.models.two_stage.boxes import full
 from zoo.models.two_stage.conventions import Conventions
 
 POOLINGS = ("align", "pool")
-CHUNK = 2**22  # cells with their weights that are listed at once, of all bins
+CHUNK = 2**20  # cells with their weights that are listed at once, of all bins
 
 
 class RoIPooler(nn.Module):
@@ -64,26 +66,64 @@ class RoIPooler(nn.Module):
         if self.pooling == "pool":
             return roi_pool(wide, rois, self.size, 1 / stride).to(x.dtype)
         ratio, aligned = self.conventions.sampling_ratio, self.conventions.aligned
-        by_rows = x.device.type == "cpu" and not torch.is_grad_enabled()
-        align = align_by_rows if by_rows else roi_align
+        align = align_by_rows if x.device.type == "cpu" else roi_align
         return align(wide, rois, self.size, 1 / stride, ratio, aligned).to(x.dtype)
 
 
 def align_by_rows(x: Tensor, rois: Tensor, size: int, scale: float, ratio: int, aligned: bool) -> Tensor:
-    """`torchvision.ops.roi_align` without a gradient, for maps (B, C, H, W) in channels_last: the same to rounding.
+    """`torchvision.ops.roi_align` and its gradient, for maps (B, C, H, W) on the CPU: the same to rounding.
 
-    A bin is a weighted sum of cells, and a cell's channels lie together: `embedding_bag` adds such rows with vector
-    instructions and all threads, where torchvision's kernel for the CPU has one thread, goes channel by channel and
-    first copies the map into planes. What comes out is in channels_last too.
+    A bin is a weighted sum of cells, and a cell's gradient a weighted sum of bins'. A cell's channels lie together, and
+    a bin's: `embedding_bag` adds such rows with vector instructions and all threads, where torchvision's kernels for
+    the CPU have one, go channel by channel and first copy the map into planes. What comes out is in channels_last.
     """
-    _, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    out: Tensor = _AlignByRows.apply(x, rois, size, scale, ratio, aligned)
+    return out
+
+
+class _AlignByRows(torch.autograd.Function):
+    """The product of a sparse matrix (bins x cells) with the map's rows, and of its transpose with the gradient's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rois: Tensor, size: int, scale: float, ratio: int, aligned: bool) -> Tensor:
+        ctx.save_for_backward(rois)
+        ctx.shape, ctx.geometry = x.shape, (size, scale, ratio, aligned)
+        rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        pooled = x.new_zeros(len(rois), size, size, x.shape[1])
+        for own, cells, weights in _bins(rois, x.shape, *ctx.geometry):
+            bags = F.embedding_bag(cells, rows, mode="sum", per_sample_weights=weights)
+            pooled[own] = bags.view(-1, *pooled.shape[1:])
+        return pooled.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        batch, channels, height, width = ctx.shape
+        of_bins = gradient.permute(0, 2, 3, 1)
+        rows = gradient.new_zeros(batch * height * width, channels)
+        (rois,) = ctx.saved_tensors
+        for own, cells, weights in _bins(rois, ctx.shape, *ctx.geometry):
+            cells, order = cells.flatten().sort()
+            reached, counts = cells.unique_consecutive(return_counts=True)
+            bins = order // weights.shape[1]
+            given = of_bins[own].reshape(-1, channels)
+            starts = counts.cumsum(0) - counts
+            rows[reached] += F.embedding_bag(
+                bins, given, starts, mode="sum", per_sample_weights=weights.flatten()[order]
+            )
+        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None, None, None, None
+
+
+def _bins(
+    rois: Tensor, shape: Sequence[int], size: int, scale: float, ratio: int, aligned: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Indices (r,) of some regions at a time, and of their bins' cells (r * size^2, n) the rows and the weights."""
+    height, width = shape[2:]
     start = rois[:, 1:3] * scale - 0.5 * aligned  # (R, 2) of x, y
     extent = rois[:, 3:] * scale - 0.5 * aligned - start
     if not aligned:
         extent = extent.clamp(min=1)
     points = torch.full_like(extent, ratio) if ratio else (extent / size).ceil()
-    pooled = x.new_zeros(len(rois), size, size, channels)
     for across, down in points.long().unique(dim=0).tolist():  # few, and one where the ratio is fixed
         if across <= 0 or down <= 0:
             continue
@@ -95,10 +135,7 @@ def align_by_rows(x: Tensor, rois: Tensor, size: int, scale: float, ratio: int, 
             ys, of_y = _cells(start[own, 1], extent[own, 1], size, down, height)
             cells = image + ys[:, :, None, :, None] * width + xs[:, None, :, None, :]
             weights = of_y[:, :, None, :, None] * of_x[:, None, :, None, :]  # (r, size, size, 2 down, 2 across)
-            flat = cells.view(-1, count), rows, weights.view(-1, count)
-            bags = F.embedding_bag(*flat[:2], mode="sum", per_sample_weights=flat[2])
-            pooled[own] = bags.view(-1, size, size, channels)
-    return pooled.permute(0, 3, 1, 2)
+            yield own, cells.view(-1, count), weights.view(-1, count)
 
 
 def _cells(start: Tensor, extent: Tensor, size: int, points: int, length: int) -> tuple[Tensor, Tensor]:
