@@ -79,11 +79,11 @@ def strip(*spans: tuple[int, int], labels: list[int], width: int = 100, **fields
     ids = np.zeros((1, width), np.int32)
     for i, (start, end) in enumerate(spans, 1):
         ids[:, start:end] = i
-    crowd = [False, *fields.pop("crowd", [False] * len(spans))]
+    crowd = [False, *fields.pop("crowd", [False] * len(labels))]
     return Panoptic(ids, [VOID, *labels], crowd=crowd, **fields)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(20))
 def test_equals_the_definitions(seed: int) -> None:
     pairs = random_pairs(seed)
     ours = scored(pairs, boundary=0.03, nuclei=True)
@@ -100,13 +100,13 @@ def test_equals_the_definitions(seed: int) -> None:
 
 
 def test_the_random_images_hold_what_is_hard() -> None:
-    pairs = [pair for seed in range(25) for pair in random_pairs(seed)]
+    pairs = [pair for seed in range(8) for pair in random_pairs(seed)]
     assert any(t.crowd.any() for _, t in pairs)
     assert any((p.ids[t.ids != 0] == 0).any() for p, t in pairs)
     assert any(len(set(t.labels.tolist())) < len(t.labels) for _, t in pairs)
     assert any(len(t.ids.unique()) < len(t.labels) for _, t in pairs)
     ours = [scored([pair])["PQ"] for pair in pairs]
-    assert len({round(score, 3) for score in ours if 0 < score < 1}) > 20
+    assert len({round(score, 3) for score in ours if 0 < score < 1}) > 10
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,13 @@ def test_segments_of_label_255_are_void() -> None:
     assert_equal(scored([(prediction, truth)]), scored([(prediction, strip((0, 40), labels=[3]))]))
 
 
+def without_hidden(x: Panoptic) -> Panoptic:
+    """The segments that have pixels, none of them a crowd; areas are pixels."""
+    present = torch.bincount(x.ids.flatten(), minlength=len(x.labels)) > 0
+    present[0] = True
+    return Panoptic((present.cumsum(0) - 1)[x.ids.long()], x.labels[present])
+
+
 def channels(x: Panoptic) -> torch.Tensor:
     return torch.stack([x.semantic().labels.long(), x.ids.long()], -1)[None]
 
@@ -177,18 +184,14 @@ def channels(x: Panoptic) -> torch.Tensor:
 def test_agrees_with_torchmetrics_where_that_agrees_with_panopticapi(seed: int) -> None:
     """Without predicted void, crowds, other areas, and with one segment for each class of stuff."""
     pairs = []
-    for prediction, target in random_pairs(seed, 3):
-        parts = []
-        for x, filler in ((prediction, 1), (target, 0)):
-            labels = x.labels.clone()
-            labels[1:] = labels[1:].clamp(min=3)
-            ids = torch.where(x.ids == 0, len(labels), x.ids) if filler else x.ids
-            parts.append(Panoptic(ids, torch.cat([labels, torch.tensor([0])])))
-            if not filler:  # half of what is void is stuff of the same class
-                ids = ids.clone()
-                ids[: ids.shape[0] // 2][ids[: ids.shape[0] // 2] == 0] = len(labels)
-                parts[-1] = replace(parts[-1], ids=ids)
-        pairs.append((parts[0], parts[1]))
+    for each in random_pairs(seed, 3):
+        prediction, target = map(without_hidden, each)
+        for x in (prediction, target):
+            x.labels[1:].clamp_(min=3)
+        upper = target.ids[: target.size[0] // 2]
+        upper[upper == 0] = len(target.labels)
+        prediction.ids[prediction.ids == 0] = len(prediction.labels)
+        pairs.append(tuple(Panoptic(x.ids, [*x.labels.tolist(), 0]) for x in (prediction, target)))
     ours = scored(pairs)
     for kind, name in ((PanopticQuality, "PQ"), (ModifiedPanopticQuality, "PQ_dagger")):
         theirs = kind(things=set(range(3, K)), stuffs={0, 1, 2}, allow_unknown_preds_category=True)
@@ -221,24 +224,21 @@ def test_average_precision_needs_scores() -> None:
 
 
 def test_identity() -> None:
-    targets = [replace(t, areas=None) for _, t in random_pairs(3)]
-    for i, t in enumerate(targets):  # no hidden segments
-        present = torch.bincount(t.ids.flatten(), minlength=len(t.labels)) > 0
-        present[0] = True
-        targets[i] = Panoptic((present.cumsum(0) - 1)[t.ids.long()], t.labels[present])
+    targets = [without_hidden(t) for _, t in random_pairs(3)]
     values = scored([(t, t) for t in targets], boundary=0.02, nuclei=True)
     defined = {value for name, value in values.items() if not math.isnan(value) and name != "mPQ+"}
     assert defined == {1.0}
-    assert values["mPQ+"] == 0.75  # nobody is absent
+    present = [not math.isnan(values[f"PQ/{c.name}"]) for c in CLASSES if c.thing]
+    assert values["mPQ+"] == sum(present) / len(present) < 1
 
 
 def test_order_split_and_merge_change_nothing() -> None:
-    pairs, options = random_pairs(11, 6), {"boundary": 0.02, "nuclei": True}
+    pairs, options = random_pairs(7, 8), {"boundary": 0.02, "nuclei": True}
     predictions, targets = zip(*pairs, strict=True)
     whole = PanopticMetric(CLASSES, **options)
-    whole.update(predictions, targets, range(6))
+    whole.update(predictions, targets, range(8))
     parts = [PanopticMetric(CLASSES, **options) for _ in range(2)]
-    for i in (5, 0, 3, 1):
+    for i in (7, 5, 0, 3, 1, 6):
         parts[i % 2].update([predictions[i]], [targets[i]], [i])
     parts[0].update(predictions[2:5:2], targets[2:5:2], [2, 4])
     parts[0].merge_state(pickle.loads(pickle.dumps(parts[1])))
@@ -257,13 +257,9 @@ def test_interval() -> None:
     for key in ("PQ", "PQ_th", "SQ", "mIoU", "PQ_dagger", "parsing_covering", "PQ/car"):
         low, high = metric.interval(key, replicates=400)
         assert low < values[key] < high
-    # The definition: sums of drawn images.
-    rng, draws = np.random.default_rng(0), []
-    for _ in range(200):
-        drawn = [pairs[i] for i in rng.integers(30, size=30)]
-        draws.append(scored(drawn)["PQ"])
-    low, high = metric.interval("PQ", replicates=2000)
-    assert np.quantile(draws, [0.025, 0.975]) == pytest.approx([low, high], abs=0.02)
+    draws = np.random.default_rng(0).integers(30, size=(12, 30))  # the definition: data sets of drawn images
+    drawn = [scored([pairs[i] for i in row])["PQ"] for row in draws.tolist()]
+    assert metric.interval("PQ", replicates=12) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-12)
     with pytest.raises(ZooError, match="PQ_thing"):
         metric.interval("PQ_thing")
     assert all(math.isnan(side) for side in PanopticMetric(CLASSES).interval())
@@ -286,7 +282,7 @@ def test_common_pixels(noise: bool) -> None:
 def test_images_without_pixels_and_without_segments() -> None:
     assert math.isnan(scored([(strip(labels=[]), strip(labels=[]))])["PQ"])
     empty = Panoptic(np.zeros((0, 5), np.int32), [VOID])
-    assert math.isnan(scored([(empty, empty)], boundary=0.02, instances=True)["PQ"])
+    assert math.isnan(scored([(empty, empty)], instances=True)["PQ"])
 
 
 def test_what_is_refused() -> None:
