@@ -7,7 +7,7 @@ that any of the scores needs, so intervals and paired comparisons come from the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from zoo.metrics import segments
 from zoo.metrics.base import Metric, image_name
 from zoo.metrics.boundary import boundary_distance
 from zoo.metrics.instance import InstanceMetric
-from zoo.metrics.segments import Bools, Common, Floats, Tables
+from zoo.metrics.segments import Bools, Common, Floats, Numbers, Tables
 from zoo.metrics.semantic import ABSENT, class_scores, resamples, summary
 from zoo.structures import VOID, Class, Panoptic, Target
 
@@ -189,9 +189,10 @@ class PanopticMetric(Metric):
         assert self.boundary is not None
         distance = boundary_distance(target.size, self.boundary)
         true, predicted = len(tables.true), len(tables.predicted)
-        edges = [segments.boundaries(x.ids, n, distance) for x, n in ((target, true), (prediction, predicted))]
+        edges = segments.boundaries(target.ids, true, distance)
+        mine = segments.boundaries(prediction.ids, predicted, distance)
         inner = Tables(np.append(tables.true, 0), np.append(tables.predicted, 0), np.append(tables.crowd, True))
-        common = segments.common_pixels(*edges, true + 1, predicted + 1)
+        common = segments.common_pixels(edges, mine, true + 1, predicted + 1)
         areas = np.bincount(common.true, common.pixels, true + 1)
         widths = np.bincount(common.predicted, common.pixels, predicted + 1)
         # A pair that overlaps need not do so on the boundaries.
@@ -292,7 +293,7 @@ class PanopticMetric(Metric):
         metric.ids = [self.table("ids")]
         for name in self._tables:
             setattr(metric, name, [self.table(_THINGS + name)])
-        values = cast(dict[str, float], metric.compute())
+        values: dict[str, float] = metric.compute()
         metric.reset()
         return values if self.table("scored").any() else dict.fromkeys(values, float("nan"))
 
@@ -338,7 +339,9 @@ def _checked(number: int, prediction: Target, target: Target, classes: int) -> t
     return prediction, target, Tables(labels[1], labels[0], target.crowd.cpu().numpy())
 
 
-def _covering(common: Common, pairs: Common, tables: Tables, pixels: Floats, predicted: Floats, classes: int) -> Floats:
+def _covering(
+    common: Common, pairs: Common, tables: Tables, pixels: Numbers, predicted: Numbers, classes: int
+) -> Floats:
     """Of each class the share of the image that true segments have, times their best IoU, and that share (2, K)."""
     kept = (tables.true != VOID) & ~tables.crowd
     outside = ~kept[common.true]

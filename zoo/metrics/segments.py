@@ -6,7 +6,7 @@ is arithmetic on them. Neighbouring pixels mostly have the same pair, so runs of
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from zoo.structures import VOID
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Numbers = NDArray[Any]
 Bools = NDArray[np.bool_]
 
 THRESHOLD = 0.5
@@ -88,19 +89,19 @@ def same_class(common: Common, tables: Tables) -> Common:
     return Common(common.true[keep], common.predicted[keep], common.pixels[keep])
 
 
-def iou(pairs: Common, areas: Floats, predicted_areas: Floats, void: Floats) -> Floats:
+def iou(pairs: Common, areas: Numbers, predicted_areas: Numbers, void: Numbers) -> Floats:
     """IoU of pairs (P,): the pixels of the prediction on true void, `void` (Q,), are in no union."""
     predicted = predicted_areas[pairs.predicted]
     return pairs.pixels / (predicted + areas[pairs.true] - pairs.pixels - void[pairs.predicted])
 
 
-def on_void(common: Common, tables: Tables) -> Floats:
+def on_void(common: Common, tables: Tables) -> Numbers:
     """Pixels of each predicted segment where the truth is void (Q,)."""
     there = tables.true[common.true] == VOID
     return np.bincount(common.predicted[there], common.pixels[there], len(tables.predicted))
 
 
-def excused(common: Common, tables: Tables) -> Floats:
+def excused(common: Common, tables: Tables) -> Numbers:
     """Pixels of each predicted segment on true void or on the crowd of its class, of several the last (Q,)."""
     last = np.full(VOID + 1, -1)
     crowds = np.flatnonzero(tables.crowd)
@@ -110,7 +111,7 @@ def excused(common: Common, tables: Tables) -> Floats:
 
 
 def matches(
-    pairs: Common, values: Floats, tables: Tables, excused: Floats, predicted_areas: Floats, classes: int
+    pairs: Common, values: Floats, tables: Tables, excused: Numbers, predicted_areas: Numbers, classes: int
 ) -> Floats:
     """Sum of IoU, true positives, false positives, false negatives of each class (4, K).
 
