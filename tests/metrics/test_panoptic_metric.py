@@ -292,7 +292,7 @@ def test_what_is_refused() -> None:
         PanopticMetric(["a", "b"])
     with pytest.raises(ZooError, match="nuclei=true is of things"):
         PanopticMetric(CLASSES[:2], nuclei=True)
-    with pytest.raises(ZooError, match="unknown option of the panoptic metric 'boundry'.*boundary"):
+    with pytest.raises(ZooError, match=r"unknown option of the panoptic metric 'boundry'.*boundary"):
         create_metric("panoptic", CLASSES, boundry=0.02)
     one = strip((0, 9), labels=[3])
     with pytest.raises(ZooError, match=r"image 4: the prediction is 1x50, the truth 1x100"):

@@ -8,6 +8,10 @@ its own size, and pixel accuracy over labelled pixels; the challenge ranks by th
 where the truth is 0 counts nowhere. The official code counts a class that is in neither truth nor prediction 0: on a
 part of val that lacks classes that is ``absent="zero"`` of `SemanticMetric`; on all of val every class occurs, and the
 other rules give the same. The truth of test is hidden.
+
+Panoptic and instance truth is the ade20k_panoptic files that Mask2Former's prepare_ade20k_pan_seg.py makes of the
+benchmark's labels and annotations_instance: 100 of the classes are things, drawn over the stuff. A segment's area is
+what it was before others were drawn over it, so some have fewer pixels, or none.
 """
 
 from __future__ import annotations
@@ -17,8 +21,10 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from zoo.data.base import Dataset
+from zoo.data.coco_panoptic import check_table
 from zoo.data.files import files_in, read_image, read_labels
 from zoo.data.pairs import Files, descend, id_table, paired, renumber, to_sample, to_semantic
+from zoo.data.panoptic_file import PanopticFile
 from zoo.structures import Class, Sample
 
 # The first of the names in objectInfo150.txt ("television receiver" is the second), the colours of color150.mat.
@@ -185,13 +191,26 @@ class ADE20K(Dataset):
 ADEChallengeData2016/                      ADEChallengeData2016.zip
   images/{training,validation}/ADE_*.jpg
   annotations/{training,validation}/ADE_*.png     value = class 1..150, 0 = void
+  ade20k_panoptic_{train,val}.json, ade20k_panoptic_{train,val}/ADE_*.png     for task=panoptic and task=instance
 """
+    tasks = ("semantic", "instance", "panoptic")
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     table = CLASSES
     metric_options = MappingProxyType({"absent": "zero"})
 
     def index(self) -> list[tuple[Path, Path]]:
-        return paired(*self.files())
+        if self.task == "semantic":
+            return paired(*self.files())
+        if self.task == "instance":
+            self.metric_options = {}
+        self.root = descend(self.path(), ["ADEChallengeData2016"], ["images", "annotations"])
+        images, name = files_in(self.path("images", FOLDERS[self.split]), ".jpg"), f"ade20k_panoptic_{self.split}"
+        self.path(name)
+        self.file = PanopticFile(self.path(f"{name}.json"), hidden=True)
+        check_table(self.file, range(len(CLASSES)), CLASSES, "make it by Mask2Former's prepare_ade20k_pan_seg.py")
+        self.facts = self.file.facts
+        self.rows = {Path(self.file.name(i)).stem: i for i in range(len(self.file))}
+        return paired(images, {stem: self.file.png(i) for stem, i in self.rows.items()})
 
     def files(self) -> tuple[Files, Files]:
         """All images and all label files of the split by name, partners or not."""
@@ -202,4 +221,6 @@ ADEChallengeData2016/                      ADEChallengeData2016.zip
 
     def read(self, record: tuple[Path, Path]) -> Sample:
         image, path = record
+        if self.task != "semantic":
+            return to_sample(read_image(image), self.file.panoptic(self.rows[image.stem]), path)
         return to_sample(read_image(image), to_semantic(renumber(read_labels(path), TABLE, path), path), path)
