@@ -65,6 +65,7 @@ def evaluate() -> None:
     python evaluate.py checkpoint=fcn-resnet50-coco-torchvision dataset=voc      public weights: python -m zoo.weights
     python evaluate.py -m checkpoint=a.ckpt,b.ckpt                 one table
     python evaluate.py checkpoint=a.ckpt +options.flip=true        with another option of the model
+    python evaluate.py model=combined semantic=a.ckpt instance=b.ckpt dataset=scenes        panoptic from two models
 
     key=value changes a key of the config, `--cfg job` shows it; a new key needs a plus.
     """
@@ -209,9 +210,11 @@ def _claim(out: Path) -> Path:
 
 def _run(kind: str, out: Path, config: dict[str, Any], overrides: list[str]) -> int:
     """Run a job in a process of its own, or in this one where a launcher has started all processes already."""
-    what = " on ".join(config[part]["name"] for part in ("model", "dataset") if config.get(part))
+    trained = kind in ("train", "resume")
+    what = " on ".join(config[part]["name"] for part in ("model", "dataset") if trained and config.get(part))
     if _rank() == 0:
-        what = what or str(config["checkpoint"])
+        both = " and ".join(str(config[part]) for part in ("semantic", "instance") if config.get("model"))
+        what = what or (f"{config['model']}: {both}" if config.get("model") else str(config["checkpoint"]))
         print(f"[{len(_finished) + 1}/{_total}] {what} -> {os.path.relpath(out)}", flush=True)
     code = 130
     try:
