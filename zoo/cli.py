@@ -210,11 +210,10 @@ def _claim(out: Path) -> Path:
 
 def _run(kind: str, out: Path, config: dict[str, Any], overrides: list[str]) -> int:
     """Run a job in a process of its own, or in this one where a launcher has started all processes already."""
-    trained = kind in ("train", "resume")
-    what = " on ".join(config[part]["name"] for part in ("model", "dataset") if trained and config.get(part))
+    what = " on ".join(config[part]["name"] for part in ("model", "dataset") if config.get(part))
     if _rank() == 0:
-        both = " and ".join(str(config[part]) for part in ("semantic", "instance") if config.get("model"))
-        what = what or (f"{config['model']}: {both}" if config.get("model") else str(config["checkpoint"]))
+        parts = ("semantic", "instance") if config.get("combined") else ("checkpoint",)
+        what = what or " + ".join(str(config[part]) for part in parts)
         print(f"[{len(_finished) + 1}/{_total}] {what} -> {os.path.relpath(out)}", flush=True)
     code = 130
     try:

@@ -159,7 +159,7 @@ def resume(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> N
 def evaluate(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> None:
     """Evaluate a checkpoint, or two combined, on a dataset; by default on the one the (first) was trained on."""
     out = _begin(fabric, config, out, overrides)
-    model = combined(config) if config.get("model") else load(config["checkpoint"], **config["options"])
+    model = combined(config) if config.get("combined") else load(config["checkpoint"], **config["options"])
     card = _evaluated(config)
     dataset = create_datasets(card, model.task, 0, ("test",))["test"]
     metric = create_metric(model.task, dataset.classes, **{**dataset.metric_options, **config["metric"]})
@@ -260,7 +260,7 @@ def _facts(config: Config) -> dict[str, Any]:
     """What `result.json` says of a run before anything of it is built."""
     if "checkpoint" in config:
         card = _evaluated(config)
-        parts = ("semantic", "instance") if config.get("model") else ("checkpoint",)
+        parts = ("semantic", "instance") if config.get("combined") else ("checkpoint",)
         return {
             "checkpoint": " + ".join(config[part] for part in parts),
             "dataset": {"name": card["name"], "split": card["test"]},
@@ -280,7 +280,7 @@ def _evaluated(config: Config) -> Config:
 
     Raises ZooError where neither is known.
     """
-    first = config["semantic"] if config.get("model") else config["checkpoint"]
+    first = config["semantic"] if config.get("combined") else config["checkpoint"]
     card = config.get("dataset") or _trained_on(first)
     if not card:
         raise ZooError(f"no config.yaml of a training is beside {first}: name a dataset, dataset=camvid")

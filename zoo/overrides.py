@@ -47,6 +47,8 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _quote(argument: str, several: bool) -> str:
+    if argument == "model=combined":  # the group of models to train has no such card
+        return "combined=true"
     key, _, value = argument.partition("=")
     if key.lstrip("+") not in PATHS or value in ("", "null", "true", "false") or value[0] in "'\"":
         return argument
@@ -182,12 +184,10 @@ def _check_complete(command: str, config: DictConfig) -> None:
 def _missing_parts(config: DictConfig, missing: set[str]) -> set[str]:
     """What an evaluation lacks: its checkpoint, or those of the two models that are to be combined."""
     parts = ("semantic", "instance")
-    if config.model is None:
+    if not config.combined:
         if given := [part for part in parts if config[part] is not None]:
             raise ZooError(f"{given[0]}= goes with model=combined: add it, or name the file checkpoint=")
         return missing
-    if config.model != "combined":
-        raise ZooError(f"model={config.model}: an evaluation takes the model of its checkpoint, or model=combined")
     return missing - {"checkpoint"} | {part for part in parts if config[part] is None}
 
 

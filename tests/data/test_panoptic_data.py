@@ -6,7 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,10 +22,12 @@ from zoo.data.loader import evaluation_loader, train_loader
 from zoo.data.panoptic_file import PanopticFile, PanopticWriter, read_numbers
 from zoo.data.scenes import Scenes
 from zoo.data.transforms import TrainTransform
+from zoo.devices import create_fabric
 from zoo.errors import ZooError
 from zoo.metrics import PanopticMetric
+from zoo.predict import predict_input
 from zoo.report.visualize import draw
-from zoo.structures import VOID, Instances, Panoptic
+from zoo.structures import VOID, Batch, Instances, Panoptic
 
 
 def opened(root: Path, split: str = "train", task: str = "panoptic", **options: Any) -> Dataset:
@@ -200,6 +202,31 @@ def test_what_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"), PanopticWriter(tmp_path / "b.json", CLASSES) as out:
         raise RuntimeError("stop")
     assert not (tmp_path / "b.json").exists()
+
+
+class Sky(torch.nn.Module):
+    """Sees a person in the upper left corner of grass."""
+
+    task, classes = "panoptic", CLASSES
+    header: ClassVar[dict[str, Any]] = {"backbone": {}}
+
+    def predict(self, batch: Batch) -> list[Panoptic]:
+        ids = np.full(batch.original_sizes[0], 2)
+        ids[:5, :6] = 1
+        return [Panoptic(ids, [VOID, 0, 125], [1, 0.75, 1])]
+
+
+def test_predicted_pictures_are_written_for_submission(tmp_path: Path) -> None:
+    for name in ("000000000139", "000000000285"):
+        trees.save(tmp_path / "pictures" / f"{name}.png", trees.photograph(name))
+    predict_input(Sky(), tmp_path / "pictures", tmp_path, create_fabric(device="cpu"))
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    assert [a["image_id"] for a in content["annotations"]] == [139, 285]
+    segments = content["annotations"][0]["segments_info"]
+    assert [(x["category_id"], x["area"], x["score"]) for x in segments] == [(1, 30, 0.75), (IDS[125], 1250, 1)]
+    back = opened(tmp_path, "val", annotations="panoptic.json", images="pictures")
+    assert back.classes == CLASSES
+    assert back[1].target.labels.tolist() == [VOID, 0, 125]
 
 
 def test_the_two_real_images(data_root: Path) -> None:

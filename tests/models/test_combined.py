@@ -154,7 +154,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoint.save_model(tmp_path / f"{task}.ckpt", model)
     card = {"name": "scenes", "size": 48, "length": 2, "train": "train", "val": "val", "test": "test", "transform": {}}
     config = {
-        "model": "combined",
+        "combined": True,
         "checkpoint": "???",
         **{task: str(tmp_path / f"{task}.ckpt") for task in ("semantic", "instance")},
         "dataset": card,

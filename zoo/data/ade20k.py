@@ -16,9 +16,10 @@ what it was before others were drawn over it, so some have fewer pixels, or none
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from zoo.data.base import Dataset
 from zoo.data.coco_panoptic import check_table
@@ -196,7 +197,7 @@ ADEChallengeData2016/                      ADEChallengeData2016.zip
     tasks = ("semantic", "instance", "panoptic")
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     table = CLASSES
-    metric_options = MappingProxyType({"absent": "zero"})
+    metric_options: Mapping[str, Any] = MappingProxyType({"absent": "zero"})
 
     def index(self) -> list[tuple[Path, Path]]:
         if self.task == "semantic":

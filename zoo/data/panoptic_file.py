@@ -98,11 +98,11 @@ class PanopticFile:
             raise BadAnnotation(f"{path}: segment {listed[k]} ({name}) of {self.path} has no pixel: export both anew")
         areas = np.append(0.0, self.areas[rows])
         return Panoptic(
-            np.repeat(index, lengths).astype(np.int32).reshape(numbers.shape),
-            np.append(VOID, self.labels[rows]),
-            np.append(np.float32(1), self.scores[rows]),
-            np.append(False, self.crowd[rows]),
-            np.where(np.isnan(areas), pixels, areas),
+            torch.from_numpy(np.repeat(index, lengths).astype(np.int32).reshape(numbers.shape)),
+            torch.from_numpy(np.append(VOID, self.labels[rows])),
+            torch.from_numpy(np.append(np.float32(1), self.scores[rows])),
+            torch.from_numpy(np.append(False, self.crowd[rows])),
+            torch.from_numpy(np.where(np.isnan(areas), pixels, areas)),
         )
 
     def _set_segments(self, place: dict[Any, int], annotations: list[Any]) -> None:

@@ -62,14 +62,14 @@ def common_pixels(truth: Tensor, prediction: Tensor, true: int, predicted: int) 
     else:
         found, place = np.unique(codes, return_inverse=True)
         pixels = np.bincount(place, weights)
-    return Common(*np.divmod(found, predicted), pixels.astype(np.float64))
+    return Common(found // predicted, found % predicted, pixels.astype(np.float64))
 
 
 def _common_in_torch(truth: Tensor, prediction: Tensor, predicted: int) -> Common:
     """The same for other devices; waits for the device once."""
     codes, pixels = torch.unique(truth.long() * predicted + prediction.to(truth.device), return_counts=True)
     found, counts = torch.stack([codes, pixels]).cpu().numpy()
-    return Common(*np.divmod(found, predicted), counts.astype(np.float64))
+    return Common(found // predicted, found % predicted, counts.astype(np.float64))
 
 
 def boundaries(ids: Tensor, count: int, distance: int) -> Tensor:

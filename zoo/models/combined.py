@@ -98,14 +98,15 @@ def combine(
     instances = instances.to("cpu")
     ids, taken = _things(instances, score, overlap)
     free = ids == 0
-    labels = stuff[semantic.labels.cpu().numpy()]
-    pixels = np.bincount(labels[free], minlength=VOID + 1)[:VOID]
+    seen = stuff[semantic.labels.cpu().numpy()]
+    pixels = np.bincount(seen[free], minlength=VOID + 1)[:VOID]
     kept = np.flatnonzero((pixels > 0) & (pixels >= stuff_area))
     number = np.zeros(VOID + 1, np.int32)
     number[kept] = np.arange(len(kept)) + len(taken) + 1
-    ids[free] = number[labels[free]]
+    ids[free] = number[seen[free]]
     own = instances.labels.numpy()[taken], instances.scores.numpy()[taken]
-    return Panoptic(ids, np.concatenate([[VOID], own[0], kept]), np.concatenate([[1], own[1], np.ones(len(kept))]))
+    labels, sure = np.concatenate([[VOID], own[0], kept]), np.concatenate([[1], own[1], np.ones(len(kept))])
+    return Panoptic(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(sure))
 
 
 def _things(instances: Instances, score: float, overlap: float) -> tuple[NDArray[np.int32], list[int]]:
