@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from zoo.checkpoint import replacing
