@@ -1,6 +1,7 @@
-"""Evaluation against what else is used for it: python benchmarks/metrics.py [semantic] [instance]
+"""Evaluation against what else is used for it: python benchmarks/metrics.py [semantic] [instance] [panoptic]
 
-Semantic metrics against torchmetrics and torch are here, instance metrics in instance_metrics.py.
+Semantic metrics against torchmetrics and torch are here, instance metrics in instance_metrics.py,
+panoptic ones in panoptic_metrics.py.
 
 One thread, contenders in one process in turns of five calls, medians of CPU time; "cold" is ours after its data left
 the caches. Every value is compared with ours before anything is timed. "Coherent" maps change from a pixel to its right
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 import cv2
 import instance_metrics
 import numpy as np
+import panoptic_metrics
 import torch
 import torch.nn.functional as F
 import torchmetrics
@@ -158,7 +160,7 @@ def main(tasks: list[str]) -> int:
     """Print the table; 1 if a target is missed."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    tables = {"semantic": semantic, "instance": instance_metrics.table}
+    tables = {"semantic": semantic, "instance": instance_metrics.table, "panoptic": panoptic_metrics.table}
     rows = [row for task in tasks or tables for row in tables[task]()]
     print(
         f"torch {torch.__version__}, torchmetrics {torchmetrics.__version__}, NumPy {np.__version__}, "

@@ -1,4 +1,4 @@
-"""Two tiny models and a tiny metric that hold the places of the instance and panoptic families.
+"""Two tiny models that hold the places of the instance and panoptic families.
 
 They are registered where real ones will be, so that data, loss, engine, prediction, metric interface, checkpoints,
 results and pictures are tested with all three tasks before the families move in. They are built for seconds of training
@@ -15,12 +15,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.metrics import METRICS, InstanceMetric
+from zoo.metrics import METRICS, InstanceMetric, PanopticMetric
 from zoo.metrics.base import Metric
 from zoo.models import MODELS
 from zoo.models.backbone import Backbone
@@ -179,64 +178,9 @@ class PanopticStandIn(_Pixels):
         return Panoptic(ids, table)
 
 
-class _MatchedMetric(Metric):
-    """Mean over classes of: sum of the IoU of matched pairs / (pairs + half of what is unmatched on either side).
-
-    Per image and class it keeps that sum, the pairs, and what is unmatched.
-    """
-
-    def __init__(self, classes: int | Sequence[str] | Sequence[Class], threshold: float = 0.5) -> None:
-        super().__init__(classes)
-        self.threshold = threshold
-        self.add_rows("statistics", 3, len(self.classes), dtype=torch.float64)
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        return {"threshold": self.threshold}
-
-    def update(self, predictions: Sequence[Any], targets: Sequence[Any], ids: Sequence[int] | None = None) -> None:
-        for number, prediction, target in self.pairs(predictions, targets, ids):
-            overlaps, predicted, true = self._overlaps(prediction, target)
-            row = np.zeros((1, 3, len(self.classes)))
-            for k in range(len(self.classes)):
-                own = overlaps[predicted == k][:, true == k]
-                matched = own[linear_sum_assignment(-own)]
-                matched = matched[matched > self.threshold]
-                row[0, :, k] = matched.sum(), len(matched), sum(own.shape) - 2 * len(matched)
-            self.ids.append(torch.tensor([number]))
-            self.statistics.append(torch.from_numpy(row))
-
-    def compute(self) -> dict[str, float]:
-        total, pairs, unmatched = self.rows()[1].sum(0)
-        scores = total / (pairs + unmatched / 2)
-        values = {self.main: float(scores.nanmean())}
-        return values | {f"{self.main}/{c.name}": float(s) for c, s in zip(self.classes, scores, strict=True)}
-
-    def _overlaps(self, prediction: Any, target: Any) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
-        """IoU (P, T), the predicted labels (P,) and the true ones (T,), crowds left out."""
-        raise NotImplementedError
-
-
-class PanopticStandInMetric(_MatchedMetric):
-    """The matched metric over segments: panoptic quality, but for crowds and predicted void."""
-
-    main = "PQ"
-
-    def _overlaps(
-        self, prediction: Panoptic, target: Panoptic
-    ) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
-        predicted, labels = (x.cpu().numpy() for x in prediction.segments())
-        true, classes = (x.cpu().numpy() for x in target.segments())
-        counted = target.semantic().labels.cpu().numpy() != VOID
-        predicted = predicted & counted
-        both = np.einsum("phw,thw->pt", predicted.astype(np.int64), true.astype(np.int64))
-        either = predicted.sum((1, 2))[:, None] + true.sum((1, 2)) - both
-        return both / np.maximum(either, 1), labels, classes
-
-
 STANDINS: dict[str, tuple[type[_Pixels], type[Metric]]] = {
     "instance": (InstanceStandIn, InstanceMetric),
-    "panoptic": (PanopticStandIn, PanopticStandInMetric),
+    "panoptic": (PanopticStandIn, PanopticMetric),
 }
 
 

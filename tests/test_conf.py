@@ -270,6 +270,16 @@ def test_what_evaluate_and_predict_need() -> None:
     assert checked("evaluate", "-m", "checkpoint=a.ckpt,b.ckpt") == 2
 
 
+def test_two_models_are_combined() -> None:
+    both = ("model=combined", "semantic=a.ckpt", "instance=b.ckpt")
+    assert checked("evaluate", *both, "dataset=scenes") == 1
+    assert checked("evaluate", "-m", "model=combined", "semantic=a.ckpt,c.ckpt", "instance=b.ckpt") == 2
+    with pytest.raises(ZooError, match=r"^evaluate needs instance=runs/"):
+        checked("evaluate", *both[:2])
+    with pytest.raises(ZooError, match=r"^semantic= goes with model=combined"):
+        checked("evaluate", "checkpoint=a.ckpt", "semantic=b.ckpt")
+
+
 NASTY = [
     "a b.ckpt",
     "a=1,b(2)[3]{4}.ckpt",

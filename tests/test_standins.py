@@ -152,7 +152,7 @@ def test_result_holds_the_run(trained: Trained) -> None:
     assert facts["cost"]["flops"] > 0
     with np.load(trained.out / "statistics.npz") as rows:
         assert rows["ids"].tolist() == list(range(12))
-        assert rows["statistics"].shape[:2] == (12, 3)
+        assert rows["statistics"].shape[:2] == (12, {"instance": 3, "panoptic": 10}[trained.task])
     assert len(list((trained.out / "pictures").glob("*.png"))) == 8
 
 
@@ -206,6 +206,10 @@ def test_a_panoptic_prediction_is_scored_in_all_three_ways(trained: Trained) -> 
     semantic = SemanticMetric(classes)
     semantic.update(predictions, targets)
     assert semantic.compute()["mIoU"] > 0.1
+    panoptic = create_metric("panoptic", classes)
+    panoptic.update(predictions, targets)
+    assert panoptic.compute()["mIoU"] == pytest.approx(semantic.compute()["mIoU"], abs=1e-12)
+    assert {"PQ", "mIoU", "AP"} <= trained.facts["metrics"].keys()
     instance = create_metric("instance", [c for c in classes if c.thing])
     instance.update([p.instances(classes) for p in predictions], [t.instances(classes) for t in targets])
     assert 0 <= instance.compute()[instance.main] <= 1

@@ -14,9 +14,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from zoo.data.ade20k import CLASSES as ADE20K_CLASSES
 from zoo.data.annotations import COCO_NAMES
 from zoo.data.coco import CLASSES as COCO_CLASSES
 from zoo.data.coco import IDS as COCO_IDS
+from zoo.data.coco_panoptic import CLASSES as PANOPTIC_CLASSES
+from zoo.data.coco_panoptic import IDS as PANOPTIC_IDS
 
 SIZE = (32, 40)
 CITYSCAPES = {"train": ["aachen_000000_000019", "aachen_000001_000019", "zurich_000000_000019"]} | {
@@ -70,6 +73,63 @@ def cityscapes(root: Path) -> Path:
     return root
 
 
+def segments_png(path: Path, ids: np.ndarray) -> Path:
+    """Ids (H, W) as COCO's panoptic format stores them."""
+    return save(path, np.stack([ids % 256, ids // 256 % 256, ids // 65536], 2).astype(np.uint8))
+
+
+def panoptic_json(path: Path, images: dict[str, list[dict[str, Any]]], categories: list[dict[str, Any]]) -> Path:
+    """COCO's panoptic JSON of photographs NAME.jpg with their segments."""
+    numbers = {name: int(name) if name.isdecimal() else name for name in images}
+    listed = [{"id": n, "file_name": f"{x}.jpg", "height": SIZE[0], "width": SIZE[1]} for x, n in numbers.items()]
+    truth = [
+        {"image_id": numbers[name], "file_name": f"{name}.png", "segments_info": info} for name, info in images.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": listed, "annotations": truth[::-1], "categories": categories}))
+    return path
+
+
+def segment(ids: np.ndarray, id: int, category: int, crowd: int = 0) -> dict[str, Any]:
+    area = int((ids == id).sum())
+    return {"id": id, "category_id": category, "iscrowd": crowd, "area": area, "bbox": [0, 0, 9, 9]}
+
+
+def ade20k_panoptic(root: Path, split: str, names: list[str]) -> None:
+    """A wall, which a sky that is listed hides under a bed; two beds and void."""
+    things = [c.thing for c in ADE20K_CLASSES]
+    categories = [{"id": k, "name": f"name {k}", "isthing": int(t), "color": [k, 0, 0]} for k, t in enumerate(things)]
+    images = {}
+    for name in names:
+        ids = np.full(SIZE, 70000)
+        ids[4:10], ids[10:20], ids[20:24] = 5, 600, 0
+        info = [segment(ids, 70000, 0), segment(ids, 5, 7), segment(ids, 600, 7), segment(ids, 9, 2)]
+        info[0]["area"], info[3]["area"] = SIZE[0] * SIZE[1], 40
+        segments_png(root / f"ade20k_panoptic_{split}" / f"{name}.png", ids)
+        images[name] = info
+    panoptic_json(root / f"ade20k_panoptic_{split}.json", images, categories)
+
+
+def coco_panoptic(root: Path) -> Path:
+    """A person on grass (id 193) under the sky (187), a crowd of cars, and void."""
+    root = root / "coco"
+    categories = [
+        {"id": id, "name": c.name, "isthing": int(c.thing), "color": list(c.color)}
+        for id, c in zip(PANOPTIC_IDS, PANOPTIC_CLASSES, strict=True)
+    ]
+    for split, names in COCO.items():
+        images = {}
+        for i, name in enumerate(names):
+            save(root / split / f"{name}.jpg", photograph(name), quality=95)
+            ids = np.full(SIZE, 66051)
+            ids[:10], ids[5:20, 4 : 12 + i], ids[24:], ids[:2, :2] = 8000000, 7, 300, 0
+            listed = [(300, 3, 1), (8000000, 187, 0), (7, 1, 0), (66051, 193, 0)]
+            images[name] = [segment(ids, *each) for each in listed]
+            segments_png(root / "annotations" / f"panoptic_{split}" / f"{name}.png", ids)
+        panoptic_json(root / "annotations" / f"panoptic_{split}.json", images, categories)
+    return root
+
+
 def ade20k(root: Path) -> Path:
     root = root / "ADEChallengeData2016"
     for folder, names in ADE20K.items():
@@ -77,6 +137,8 @@ def ade20k(root: Path) -> Path:
             save(root / "images" / folder / f"{name}.jpg", photograph(name), quality=95)
             save(root / "annotations" / folder / f"{name}.png", blocks(np.arange(151, dtype=np.uint8), i))
             (root / "annotations" / folder / f"._{name}.png").write_bytes(b"\x00\x05\x16\x07 of macOS")
+    for split, folder in (("train", "training"), ("val", "validation")):
+        ade20k_panoptic(root, split, ADE20K[folder])
     (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n")
     return root
 

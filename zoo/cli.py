@@ -65,6 +65,7 @@ def evaluate() -> None:
     python evaluate.py checkpoint=fcn-resnet50-coco-torchvision dataset=voc      public weights: python -m zoo.weights
     python evaluate.py -m checkpoint=a.ckpt,b.ckpt                 one table
     python evaluate.py checkpoint=a.ckpt +options.flip=true        with another option of the model
+    python evaluate.py model=combined semantic=a.ckpt instance=b.ckpt dataset=scenes        panoptic from two models
 
     key=value changes a key of the config, `--cfg job` shows it; a new key needs a plus.
     """
@@ -211,7 +212,8 @@ def _run(kind: str, out: Path, config: dict[str, Any], overrides: list[str]) -> 
     """Run a job in a process of its own, or in this one where a launcher has started all processes already."""
     what = " on ".join(config[part]["name"] for part in ("model", "dataset") if config.get(part))
     if _rank() == 0:
-        what = what or str(config["checkpoint"])
+        parts = ("semantic", "instance") if config.get("combined") else ("checkpoint",)
+        what = what or " + ".join(str(config[part]) for part in parts)
         print(f"[{len(_finished) + 1}/{_total}] {what} -> {os.path.relpath(out)}", flush=True)
     code = 130
     try:

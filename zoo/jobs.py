@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import inspect
 import os
 import sys
 import traceback
@@ -26,10 +27,11 @@ from zoo.data.transforms import TrainTransform
 from zoo.devices import Fabric, create_fabric, create_tensorboard, launch
 from zoo.engine import evaluate as evaluate_model
 from zoo.engine import fit
-from zoo.errors import ZooError
+from zoo.errors import ZooError, unknown
 from zoo.losses import weigh_classes
 from zoo.metrics import create_metric
 from zoo.models import create_model
+from zoo.models.combined import Combined
 from zoo.predict import predict_input
 from zoo.report import result
 from zoo.structures import Target
@@ -155,9 +157,9 @@ def resume(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> N
 
 
 def evaluate(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> None:
-    """Evaluate a checkpoint on a dataset, by default on the one that it was trained on."""
+    """Evaluate a checkpoint, or two combined, on a dataset; by default on the one the (first) was trained on."""
     out = _begin(fabric, config, out, overrides)
-    model = load(config["checkpoint"], **config["options"])
+    model = combined(config) if config.get("combined") else load(config["checkpoint"], **config["options"])
     card = _evaluated(config)
     dataset = create_datasets(card, model.task, 0, ("test",))["test"]
     metric = create_metric(model.task, dataset.classes, **{**dataset.metric_options, **config["metric"]})
@@ -170,6 +172,15 @@ def evaluate(fabric: Fabric, config: Config, out: Path, overrides: list[str]) ->
         out=out,
         metric=metric,
     )
+
+
+def combined(config: Config) -> Combined:
+    """The panoptic model of a semantic and an instance checkpoint, with the options of `Combined`."""
+    known = list(inspect.signature(Combined).parameters)[2:]
+    for option in config["options"]:
+        if option not in known:
+            raise unknown("option of combined", option, known)
+    return Combined(load(config["semantic"]), load(config["instance"]), **config["options"]).eval()
 
 
 def predict(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> None:
@@ -249,7 +260,11 @@ def _facts(config: Config) -> dict[str, Any]:
     """What `result.json` says of a run before anything of it is built."""
     if "checkpoint" in config:
         card = _evaluated(config)
-        return {"checkpoint": config["checkpoint"], "dataset": {"name": card["name"], "split": card["test"]}}
+        parts = ("semantic", "instance") if config.get("combined") else ("checkpoint",)
+        return {
+            "checkpoint": " + ".join(config[part] for part in parts),
+            "dataset": {"name": card["name"], "split": card["test"]},
+        }
     card = config["dataset"]
     return {
         "task": config["task"]["name"],
@@ -265,9 +280,10 @@ def _evaluated(config: Config) -> Config:
 
     Raises ZooError where neither is known.
     """
-    card = config.get("dataset") or _trained_on(config["checkpoint"])
+    first = config["semantic"] if config.get("combined") else config["checkpoint"]
+    card = config.get("dataset") or _trained_on(first)
     if not card:
-        raise ZooError(f"no config.yaml of a training is beside {config['checkpoint']}: name a dataset, dataset=camvid")
+        raise ZooError(f"no config.yaml of a training is beside {first}: name a dataset, dataset=camvid")
     return {**card, "test": config["split"] or card["test"] or card["val"]}
 
 

@@ -28,11 +28,13 @@ from zoo.report import result
 _HERE = Path(__file__).resolve().parent
 # conf/ is in the package where a wheel was installed, and beside it in a checkout.
 CONF = next(folder for folder in (_HERE / "conf", _HERE.parent / "conf") if (folder / "train.yaml").is_file())
-PATHS = frozenset({"backbone.pretrained", "checkpoint", "dataset.root", "input", "resume", "runs", "weights"})
+PATHS = frozenset(
+    {"backbone.pretrained", "checkpoint", "dataset.root", "input", "instance", "resume", "runs", "semantic", "weights"}
+)
 WORDS = frozenset({"backbone.pretrained", "trainer.freeze_norm"})  # false, or a word
 OPEN = ("metric", "model.loss", "options")  # mappings that take further keys, with a plus
 FURTHER = ("backbone", "optimizer")  # cards whose further keys are options of timm, with a plus
-EXAMPLES = {"checkpoint": "runs/.../best.ckpt", "input": "picture.jpg"}
+EXAMPLES = dict.fromkeys(("checkpoint", "semantic", "instance"), "runs/.../best.ckpt") | {"input": "picture.jpg"}
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
@@ -45,6 +47,8 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _quote(argument: str, several: bool) -> str:
+    if argument == "model=combined":  # the group of models to train has no such card
+        return "combined=true"
     key, _, value = argument.partition("=")
     if key.lstrip("+") not in PATHS or value in ("", "null", "true", "false") or value[0] in "'\"":
         return argument
@@ -170,8 +174,21 @@ def _check_complete(command: str, config: DictConfig) -> None:
         if group not in config:
             names = ", ".join(loader.get_group_options(group))
             raise ZooError(f"choose a {group}: {group}=NAME with one of {names}")
-    for key in sorted(OmegaConf.missing_keys(config)):
+    missing = OmegaConf.missing_keys(config)
+    if command == "evaluate":
+        missing = _missing_parts(config, missing)
+    for key in sorted(missing):
         raise ZooError(f"{command} needs {key}={EXAMPLES.get(key, '...')}")
+
+
+def _missing_parts(config: DictConfig, missing: set[str]) -> set[str]:
+    """What an evaluation lacks: its checkpoint, or those of the two models that are to be combined."""
+    parts = ("semantic", "instance")
+    if not config.combined:
+        if given := [part for part in parts if config[part] is not None]:
+            raise ZooError(f"{given[0]}= goes with model=combined: add it, or name the file checkpoint=")
+        return missing
+    return missing - {"checkpoint"} | {part for part in parts if config[part] is None}
 
 
 def _compose(command: str, texts: list[str]) -> DictConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import cv2
 import numpy as np
 import torch
 
+from zoo.data import coco_panoptic
 from zoo.data.files import IMAGE_SUFFIXES, Exif, images_in, read_image
+from zoo.data.panoptic_file import PanopticWriter
 from zoo.errors import ZooError, unknown
 from zoo.report.visualize import draw
 from zoo.structures import Batch, Instances, Panoptic, Semantic
@@ -34,7 +37,8 @@ def predict_input(
         model: the model; it is moved to the fabric's device.
         source: the file or folder.
         out: folder for `<name>_labels.png` (see `label_image`) and `<name>_overlay.png`; of a video
-            `<name>_labels/<frame>.png` and `<name>_overlay.mp4`.
+            `<name>_labels/<frame>.png` and `<name>_overlay.mp4`. Of a panoptic model's pictures also `panoptic.json`
+            and `panoptic/<name>.png` in COCO's format, to be submitted, or read as dataset=coco_panoptic.
         fabric: gives device and precision.
         alpha: share of colour in the overlay, in [0, 1].
         exif: "ignore" or "apply" the orientation of photographs, as the training did.
@@ -53,14 +57,25 @@ def predict_input(
     if source.is_file() and source.suffix.lower() not in IMAGE_SUFFIXES:
         return [_predict_video(model, source, out, fabric, alpha)]
     overlays = []
-    for name, path in pictures.items():
-        image = read_image(path, model.header["backbone"].get("in_channels", 3), exif, maximum)
-        target = predict_image(model, image, fabric)
-        _write(out / f"{name}_labels.png", label_image(target))
-        overlays.append(out / f"{name}_overlay.png")
-        _write(overlays[-1], draw(image, target, model.classes, alpha)[..., ::-1])
-        print(overlays[-1], flush=True)
+    with _panoptic_file(model, out) as file:
+        for name, path in pictures.items():
+            image = read_image(path, model.header["backbone"].get("in_channels", 3), exif, maximum)
+            target = predict_image(model, image, fabric)
+            _write(out / f"{name}_labels.png", label_image(target))
+            if file is not None:
+                file.add(target.panoptic(), path.name)
+            overlays.append(out / f"{name}_overlay.png")
+            _write(overlays[-1], draw(image, target, model.classes, alpha)[..., ::-1])
+            print(overlays[-1], flush=True)
     return overlays
+
+
+def _panoptic_file(model: Any, out: Path) -> AbstractContextManager[PanopticWriter | None]:
+    """Where the segments of a panoptic model's pictures go, with COCO's category ids if its classes are COCO's."""
+    if model.task != "panoptic":
+        return nullcontext()
+    official = [c.name for c in model.classes] == [c.name for c in coco_panoptic.CLASSES]
+    return PanopticWriter(out / "panoptic.json", model.classes, coco_panoptic.IDS if official else None)
 
 
 def predict_image(model: Any, image: Image, fabric: Any) -> Target:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.metrics import InstanceMetric, SemanticMetric
-from zoo.structures import Instances, Masks, Semantic
+from zoo.metrics import InstanceMetric, PanopticMetric, SemanticMetric
+from zoo.structures import VOID, Class, Instances, Masks, Panoptic, Semantic
 
 
 def image(seed: int) -> Semantic:
@@ -35,6 +35,19 @@ def instances_of(*ids: int) -> InstanceMetric:
         found = Instances(Masks.from_dense(masks[:5]), rng.integers(0, 3, len(masks[:5])))
         found.scores = torch.from_numpy(rng.choice([0.2, 0.5], len(found))).float()
         metric.update([found], [Instances(Masks.from_dense(masks), [0, 1, 2, 0, 1, 2][: len(masks)])], [i])
+    return metric
+
+
+def panoptic_of(*ids: int) -> PanopticMetric:
+    classes = [Class(str(k), (0, 0, 0), thing=k > 0) for k in range(3)]
+    metric = PanopticMetric(classes, boundary=0.02, nuclei=True)
+    for i in ids:
+        rng = np.random.default_rng(i)
+        truth = np.repeat(rng.integers(0, 5, (4, 6)), 4, 1)
+        said = np.where(rng.random(truth.shape) < 0.8, truth, 2)
+        labels = [VOID, 0, 1, 2, *rng.integers(0, 3, 1)]
+        found = Panoptic(said, labels, rng.choice([0.2, 0.5], 5))
+        metric.update([found], [Panoptic(truth, labels)], [i])
     return metric
 
 
@@ -62,10 +75,10 @@ def gather(metrics: list[Any]) -> None:
     metrics[0].distributed_available_fn = lambda: True
 
 
-@pytest.mark.parametrize("metric_of", [metric_of, instances_of])
+@pytest.mark.parametrize("metric_of", [metric_of, instances_of, panoptic_of])
 @pytest.mark.parametrize("split", [([0, 2, 4], [1, 3, 5]), ([5, 4], [3, 2, 1, 0]), ([], [0, 1, 2, 3, 4, 5])])
 def test_processes_together_equal_one(
-    split: tuple[list[int], list[int]], metric_of: Callable[..., SemanticMetric | InstanceMetric]
+    split: tuple[list[int], list[int]], metric_of: Callable[..., SemanticMetric | InstanceMetric | PanopticMetric]
 ) -> None:
     whole = metric_of(0, 1, 2, 3, 4, 5)
     for mine, theirs in (split, split[::-1]):

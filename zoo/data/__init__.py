@@ -12,6 +12,7 @@ from zoo.data.camvid import CamVid
 from zoo.data.cityscapes import Cityscapes
 from zoo.data.coco import Coco
 from zoo.data.coco_json import CocoJson
+from zoo.data.coco_panoptic import CocoPanoptic
 from zoo.data.coco_stuff import COCOStuff
 from zoo.data.dsb2018 import DSB2018
 from zoo.data.files import read_image, read_labels
@@ -30,6 +31,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "cityscapes": Cityscapes,
     "coco": Coco,
     "coco_json": CocoJson,
+    "coco_panoptic": CocoPanoptic,
     "coco_stuff": COCOStuff,
     "dsb2018": DSB2018,
     "folder": Folder,

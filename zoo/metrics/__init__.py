@@ -9,17 +9,19 @@ from typing import Any
 from zoo.errors import unknown
 from zoo.metrics.base import Metric
 from zoo.metrics.instance import InstanceMetric
+from zoo.metrics.panoptic import PanopticMetric
 from zoo.metrics.semantic import SemanticMetric
 from zoo.structures import Class
 
 METRICS: dict[str, type[Metric]] = {
     "semantic": SemanticMetric,
     "instance": InstanceMetric,
+    "panoptic": PanopticMetric,
 }
 
 
 def create_metric(task: str, classes: int | Sequence[str] | Sequence[Class], **options: Any) -> Metric:
-    """The metric of a task ("semantic", "instance") over `classes`; `options` are those of its class."""
+    """The metric of a task ("semantic", "instance", "panoptic") over `classes`; `options` are those of its class."""
     if task not in METRICS:
         raise unknown("task with a metric", task, METRICS)
     known = list(inspect.signature(METRICS[task]).parameters)[1:]
@@ -29,4 +31,4 @@ def create_metric(task: str, classes: int | Sequence[str] | Sequence[Class], **o
     return METRICS[task](classes, **options)
 
 
-__all__ = ["METRICS", "InstanceMetric", "Metric", "SemanticMetric", "create_metric"]
+__all__ = ["METRICS", "InstanceMetric", "Metric", "PanopticMetric", "SemanticMetric", "create_metric"]

@@ -49,6 +49,15 @@ def void_where(mask: Tensor, labels: Tensor) -> Tensor:
     return labels | mask.view(torch.uint8) * VOID
 
 
+def interior(ids: Tensor, count: int, distance: int) -> Tensor:
+    """Where the pixels of an id map (H,W), ids 0..count-1, are no boundary of their segment, bool (H,W)."""
+    if ids.device.type != "cpu":
+        return _inside(ids, distance)
+    # OpenCV compares no 32-bit integers.
+    kind = torch.uint8 if count <= 1 << 8 else torch.uint16 if count <= 1 << 16 else torch.float32
+    return _inside_cpu(ids.to(kind), distance)
+
+
 def _inside_cpu(labels: Tensor, distance: int) -> Tensor:
     marks = (cv2.morphologyEx(labels.numpy(), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) != 0).view(np.uint8)
     marks[[0, -1]] = 1

@@ -34,14 +34,26 @@ def pair_counts(truth: Tensor, prediction: Tensor, classes: int) -> Counts:
     if truth.device.type != "cpu":
         return _fold(_table(truth, prediction), classes)
     t, p = truth.detach().numpy().ravel(), prediction.detach().numpy().ravel()
-    ends = np.zeros(-(-t.size // 8) * 8, np.bool_)  # where a run ends, padded to whole words
-    inner = ends[: max(t.size - 1, 0)]
-    np.not_equal(t[1:], t[:-1], out=inner)
-    inner |= np.not_equal(p[1:], p[:-1])
-    ends[t.size - 1 : t.size] = True
-    if np.count_nonzero(ends) * _SHORT > t.size:
-        return _fold(_histogram(t, p), classes)
-    return _runs(t, p, _positions(ends), classes)
+    ends = run_ends(t, p)
+    return _fold(_histogram(t, p), classes) if ends is None else _runs(t, p, ends, classes)
+
+
+def run_ends(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.intp] | None:
+    """The last pixel of each run of equal pairs of two flat maps (P,), or None where runs are too short to pay."""
+    ends = np.zeros(-(-first.size // 8) * 8, np.bool_)  # where a run ends, padded to whole words
+    inner = ends[: max(first.size - 1, 0)]
+    np.not_equal(first[1:], first[:-1], out=inner)
+    inner |= np.not_equal(second[1:], second[:-1])
+    ends[first.size - 1 : first.size] = True
+    return None if np.count_nonzero(ends) * _SHORT > first.size else _positions(ends)
+
+
+def run_lengths(ends: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The pixels of each run from its last one; float64 as bincount wants it: exact up to 2^53 pixels."""
+    lengths = np.empty(ends.size)
+    lengths[:1] = ends[:1] + 1
+    np.subtract(ends[1:], ends[:-1], out=lengths[1:])
+    return lengths
 
 
 def _positions(flags: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -57,9 +69,7 @@ def _positions(flags: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 def _runs(truth: Labels, prediction: Labels, ends: NDArray[np.intp], classes: int) -> Counts:
     """Counts from the last pixel of each run."""
-    lengths = np.empty(ends.size)  # float64 as bincount wants it: exact up to 2^53 pixels
-    lengths[:1] = ends[:1] + 1
-    np.subtract(ends[1:], ends[:-1], out=lengths[1:])
+    lengths = run_lengths(ends)
     rows = truth.take(ends)
     rows += np.uint8(1)  # void, 255, becomes 0
     np.minimum(rows, min(classes + 1, VOID), out=rows)

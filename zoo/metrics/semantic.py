@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,13 +130,10 @@ class SemanticMetric(Metric):
         images. On several processes every one must call it.
         """
         edges = key.startswith("boundary_IoU")
-        statistics = self._gathered("boundary_statistics" if edges else "statistics").reshape(-1, 3 * len(self.classes))
+        statistics = self._gathered("boundary_statistics" if edges else "statistics")
         if not len(statistics):
             return float("nan"), float("nan")
-        rng = np.random.default_rng(seed)
-        step = max(1, _REPLICATES_AT_ONCE // len(statistics))
-        parts = [_resampled(statistics, min(step, replicates - start), rng) for start in range(0, replicates, step)]
-        values = self._score(np.concatenate(parts).reshape(-1, 3, len(self.classes)), key)
+        values = np.concatenate([self._score(totals, key) for totals in resamples(statistics, replicates, seed)])
         values = values[~np.isnan(values)]
         if not len(values):
             return float("nan"), float("nan")
@@ -247,10 +244,15 @@ def _mean(scores: Floats) -> Floats:
     return _ratio(np.where(defined, scores, 0.0).sum(-1), defined.sum(-1), np.nan)
 
 
-def _resampled(statistics: Floats, replicates: int, rng: np.random.Generator) -> Floats:
-    """Summed rows of `replicates` samples with replacement: (N, S) -> (replicates, S)."""
+def resamples(statistics: Floats, replicates: int, seed: int) -> Iterator[Floats]:
+    """Sums over `replicates` samples of images with replacement: (N, ...) -> parts (n, ...) of them, none if N is 0."""
+    rng = np.random.default_rng(seed)
     images = len(statistics)
-    draws = rng.integers(images, size=(replicates, images))
-    draws += np.arange(replicates)[:, None] * images
-    weights = np.bincount(draws.ravel(), minlength=replicates * images).reshape(replicates, images)
-    return weights.astype(np.float64) @ statistics
+    flat = statistics.reshape(images, -1) if images else statistics
+    step = max(1, _REPLICATES_AT_ONCE // max(images, 1))
+    for start in range(0, replicates if images else 0, step):
+        count = min(step, replicates - start)
+        draws = rng.integers(images, size=(count, images))
+        draws += np.arange(count)[:, None] * images
+        weights = np.bincount(draws.ravel(), minlength=count * images).reshape(count, images)
+        yield (weights.astype(np.float64) @ flat).reshape(count, *statistics.shape[1:])
