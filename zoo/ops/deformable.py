@@ -43,11 +43,15 @@ def deformable_attention(value: Tensor, sizes: Sequence[Size], grids: Sequence[T
     return total.view(batch, heads * width, queries).transpose(1, 2)
 
 
-def cell_centres(sizes: Sequence[Size], device: torch.device) -> Tensor:
-    """The centres of all cells of all levels, x and y in [0, 1], (S, 2): where queries that are cells look from."""
+def cell_centres(sizes: Sequence[Size], like: Tensor) -> Tensor:
+    """The centres of all cells of all levels, x and y in [0, 1], (S, 2): where queries that are cells look from.
+
+    On the device of `like`, in its type or float32 if that is wider.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
     found = []
     for rows, columns in sizes:
-        y = (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows
-        x = (torch.arange(columns, dtype=torch.float32, device=device) + 0.5) / columns
+        y = (torch.arange(rows, dtype=dtype, device=like.device) + 0.5) / rows
+        x = (torch.arange(columns, dtype=dtype, device=like.device) + 0.5) / columns
         found.append(torch.stack([x.repeat(rows), y.repeat_interleave(columns)], -1))
     return torch.cat(found)

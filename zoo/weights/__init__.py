@@ -16,7 +16,19 @@ from torch import Tensor
 
 from zoo import checkpoint
 from zoo.errors import ZooError
-from zoo.weights import drsleep, mmseg, ours, semseg, smp, torchvision, torchvision_detection, vainf, wkentaro
+from zoo.weights import (
+    drsleep,
+    mask2former,
+    mmseg,
+    ours,
+    semseg,
+    smp,
+    torchvision,
+    torchvision_detection,
+    transformers_mask2former,
+    vainf,
+    wkentaro,
+)
 from zoo.weights.catalogue import Weights
 from zoo.weights.differences import differences
 from zoo.weights.download import locate
@@ -32,6 +44,8 @@ SOURCES: dict[str, Any] = {
     "semseg": semseg,
     "wkentaro": wkentaro,
     "mmseg": mmseg,
+    "Mask2Former": mask2former,
+    "transformers Mask2Former": transformers_mask2former,
 }
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")

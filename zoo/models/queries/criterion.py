@@ -102,12 +102,8 @@ class PointCriterion:
             points = point_ops.uncertain_points(logits, self.points, self.oversample, self.importance)
             wanted = point_ops.sample_truth(truth.masks, segments.flatten(), points, size).to(logits.dtype)
             sampled = point_ops.sample(logits[:, None], points)[:, 0]
-            losses = torch.stack(
-                [
-                    F.binary_cross_entropy_with_logits(sampled, wanted, reduction="none").mean(-1),
-                    dice_loss(sampled, wanted),
-                ]
-            )
+            cross_entropy = F.binary_cross_entropy_with_logits(sampled, wanted, reduction="none").mean(-1)
+            losses = torch.stack([cross_entropy, dice_loss(sampled, wanted)])
             total = total + losses.unflatten(1, segments.shape).sum(-1)
         return total
 

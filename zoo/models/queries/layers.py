@@ -18,11 +18,11 @@ def sine_positions(size: Size, channels: int, like: Tensor) -> Tensor:
     """Sine and cosine of the rows, then of the columns, of a map: (h * w, channels), on the device and in the type of
     `like`. Carion et al., "DETR", ECCV 2020: places from 1/h to 1 times 2 pi, wavelengths to 10000 times that.
     """
-    half = channels // 2
-    wavelengths = 10000 ** (2 * (torch.arange(half, device=like.device) // 2).float() / half)
+    half, dtype = channels // 2, torch.promote_types(like.dtype, torch.float32)
+    wavelengths = 10000 ** (2 * (torch.arange(half, device=like.device) // 2).to(dtype) / half)
     parts = []
     for length in size:
-        places = torch.arange(1, length + 1, dtype=torch.float32, device=like.device)
+        places = torch.arange(1, length + 1, dtype=dtype, device=like.device)
         angles = (places / (length + 1e-6) * (2 * math.pi))[:, None] / wavelengths
         parts.append(torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], -1).flatten(1))
     rows, columns = parts

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -50,11 +51,7 @@ def assign(costs: Sequence[Tensor]) -> list[Matched]:
     found = []
     for cost, own in zip(costs, flat.split([cost.numel() for cost in costs]), strict=True):
         pairs = [linear_sum_assignment(layer) for layer in own.view(cost.shape).numpy()]
-        found.append(
-            torch.tensor([[rows.tolist() for rows in pair] for pair in pairs], dtype=torch.int64).view(
-                len(pairs), 2, -1
-            )
-        )
+        found.append(torch.from_numpy(np.array(pairs, dtype=np.int64)))  # (L, 2, m)
     device = costs[0].device
     sent = torch.cat([pairs.flatten() for pairs in found])
     if device.type == "cuda":

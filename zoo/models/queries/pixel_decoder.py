@@ -109,9 +109,7 @@ class DeformablePixelDecoder(nn.Module):
         super().__init__()
         check_width(channels, heads)
         if len(inputs) < levels:
-            raise ZooError(
-                f"the pixel decoder works on {levels} maps and the backbone gives {len(inputs)}: use another"
-            )
+            raise ZooError(f"the pixel decoder reads {levels} maps and the backbone gives {len(inputs)}: use another")
         self.levels, self.channels = levels, channels
         self.input = nn.ModuleList([ConvNorm(n, channels, bias=True) for n in reversed(inputs[-levels:])])
         self.level_embed = nn.Parameter(torch.randn(levels, channels))
@@ -136,14 +134,10 @@ class DeformablePixelDecoder(nn.Module):
         inputs = [block(x) for block, x in zip(self.input, features[: -self.levels - 1 : -1], strict=True)]
         sizes = [(x.shape[-2], x.shape[-1]) for x in inputs]
         areas = [rows * columns for rows, columns in sizes]
-        positions = torch.cat(
-            [
-                sine_positions(size, self.channels, x) + own
-                for size, x, own in zip(sizes, inputs, self.level_embed, strict=True)
-            ]
-        )
+        places = [sine_positions(size, self.channels, self.level_embed) for size in sizes]
+        positions = torch.cat([place + own for place, own in zip(places, self.level_embed, strict=True)])
         x = torch.cat([x.flatten(2).transpose(1, 2) for x in inputs], 1)
-        centres = cell_centres(sizes, x.device)
+        centres = cell_centres(sizes, x)
         for layer in self.layers:
             x = layer(x, positions, sizes, centres)
         memory = [part.transpose(1, 2).unflatten(2, size) for part, size in zip(x.split(areas, 1), sizes, strict=True)]

@@ -118,9 +118,7 @@ def read_panoptic(
     inside = torch.zeros_like(winner, dtype=torch.bool)
     areas = []
     planes = (plane for part in place.chunks(masks[kept]) for plane in part.sigmoid().unbind())
-    for number, plane in enumerate(
-        planes
-    ):  # plane by plane: what torch's argmax over the first axis does is far slower
+    for number, plane in enumerate(planes):  # torch's argmax over the first axis is far slower
         own, claim = plane >= 0.5, plane * scores[number]
         areas.append(own.count_nonzero())
         more = claim > best
