@@ -15,7 +15,12 @@ from zoo.models.queries.readings import Place, read_instances, read_panoptic, re
 from zoo.structures import Class, as_classes
 
 PLACE = Place((32, 64), (28, 60), (42, 90))
-TABLE = [Class("sky", (0, 0, 0)), Class("grass", (1, 1, 1)), Class("cat", (2, 2, 2), True), Class("dog", (3, 3, 3), True)]
+TABLE = [
+    Class("sky", (0, 0, 0)),
+    Class("grass", (1, 1, 1)),
+    Class("cat", (2, 2, 2), True),
+    Class("dog", (3, 3, 3), True),
+]
 
 
 def answer(queries: int = 40, classes: int = 4, sure: float = 5.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -23,7 +28,9 @@ def answer(queries: int = 40, classes: int = 4, sure: float = 5.0, seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     logits = sure * torch.randn(queries, classes + 1, generator=generator)
     coarse = torch.randn(1, queries, 3, 5, generator=generator)
-    masks = 4 * F.interpolate(coarse, (8, 16), mode="bicubic")[0] + 0.3 * torch.randn(queries, 8, 16, generator=generator)
+    masks = 4 * F.interpolate(coarse, (8, 16), mode="bicubic")[0] + 0.3 * torch.randn(
+        queries, 8, 16, generator=generator
+    )
     return logits, masks
 
 
@@ -33,8 +40,8 @@ def enlarged(masks: Tensor, place: Place = PLACE) -> Tensor:
     return F.interpolate(whole[..., : place.size[0], : place.size[1]], place.original, mode="bilinear")[0]
 
 
-def official_panoptic(logits: Tensor, masks: Tensor) -> tuple[Tensor, list[int]]:
-    """Ids (H, W) and the class of each id from 1 on, one segment after the other."""
+def official_panoptic(logits: Tensor, masks: Tensor) -> tuple[Tensor, list[tuple[int, float]]]:
+    """Ids (H, W) and the class and score of each id from 1 on, one segment after the other."""
     scores, labels = logits.softmax(-1).max(-1)
     keep = (labels != len(TABLE)) & (scores > 0.8)
     scores, labels, probabilities = scores[keep], labels[keep], enlarged(masks).sigmoid()[keep]
@@ -50,7 +57,7 @@ def official_panoptic(logits: Tensor, masks: Tensor) -> tuple[Tensor, list[int]]
         if not TABLE[label].thing and label in stuff:
             ids[pixels] = stuff[label]
             continue
-        found.append(label)
+        found.append((label, float(scores[number])))
         ids[pixels] = len(found)
         if not TABLE[label].thing:
             stuff[label] = len(found)
@@ -68,8 +75,8 @@ def test_panoptic_is_the_authors(chunk: int, monkeypatch: pytest.MonkeyPatch) ->
         ids, found = official_panoptic(logits, masks)
         mine = read_panoptic(logits, masks, PLACE, TABLE)
         assert torch.equal(mine.ids, ids)
-        assert mine.labels.tolist() == [255, *found]
-        assert mine.scores[1:].tolist() == sorted(mine.scores[1:].tolist(), key=lambda _: 0)
+        assert mine.labels.tolist() == [255, *(label for label, _ in found)]
+        assert mine.scores.tolist() == [1, *(score for _, score in found)]
         segments, void = segments + len(found), void + int((ids == 0).sum())
     assert segments > 12
     assert void > 0
