@@ -152,4 +152,5 @@ class Mask2Former(QueryModel):
 
     def answer(self, normalized: Tensor, every: bool = False) -> Answers:
         pixels, memory = self.pixel_decoder(self.backbone.extract(normalized))
-        return Answers(*self.decoder(pixels, memory, every), pixels)
+        logits, embeddings = self.decoder(pixels, memory, every)
+        return Answers(logits, embeddings, pixels)

@@ -25,10 +25,10 @@ DEFAULTS = {
 TOLD = {
     "aspp_separable", "attention", "aux_channels", "box_convs", "box_fcs", "box_width", "center", "channels",
     "class_agnostic", "classifier", "classifier_kernel", "coarsest", "concat_input", "convs", "crp_stages",
-    "decoder_channels", "decoder_convs", "encoder_layers", "encoder_width", "final_units", "fuse_kernel", "global_norm", "head", "in_channels",
-    "input_units", "keypoint_channels", "keypoint_convs", "keypoints", "layers", "low_channels", "mask_channels",
-    "mask_convs", "norm", "output_units", "pool_channels", "post_conv", "project_kernel", "queries", "rpn_convs",
-    "separable", "stem_type", "stem_width", "width",
+    "decoder_channels", "decoder_convs", "encoder_layers", "encoder_width", "final_units", "fuse_kernel",
+    "global_norm", "head", "in_channels", "input_units", "keypoint_channels", "keypoint_convs", "keypoints", "layers",
+    "low_channels", "mask_channels", "mask_convs", "norm", "output_units", "pool_channels", "post_conv",
+    "project_kernel", "queries", "rpn_convs", "separable", "stem_type", "stem_width", "width",
 }  # fmt: skip
 # ... training alone uses them, ...
 TRAINING = {

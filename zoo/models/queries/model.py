@@ -150,7 +150,8 @@ class QueryModel(nn.Module):
         for target, size, image in zip(batch.targets or [None] * len(batch), batch.sizes, batch.ids, strict=True):
             if self.task == "semantic" and isinstance(target, Panoptic):
                 target = target.semantic()
-            if not isinstance(target, wanted):
+            fits = isinstance(target, wanted)
+            if not fits:
                 kind = "no truth" if target is None else f"{type(target).__name__} for its truth"
                 raise ZooError(f"image {image} has {kind}: task={self.task} needs {wanted.__name__}")
             if target.size != tuple(size):

@@ -111,17 +111,19 @@ class DeformablePixelDecoder(nn.Module):
         if len(inputs) < levels:
             raise ZooError(f"the pixel decoder reads {levels} maps and the backbone gives {len(inputs)}: use another")
         self.levels, self.channels = levels, channels
-        self.input = nn.ModuleList([ConvNorm(n, channels, bias=True) for n in reversed(inputs[-levels:])])
+        inner = [ConvNorm(n, channels, bias=True) for n in reversed(inputs[-levels:])]
+        finer = list(reversed(inputs[:-levels]))
+        lateral = [ConvNorm(n, channels) for n in finer]
+        output = [ConvNorm(channels, channels, 3, relu=True) for _ in finer]
+        self.input = nn.ModuleList(inner)
         self.level_embed = nn.Parameter(torch.randn(levels, channels))
         self.layers = nn.ModuleList([EncoderLayer(channels, heads, levels, points, width) for _ in range(layers)])
-        finer = list(reversed(inputs[:-levels]))
-        self.lateral = nn.ModuleList([ConvNorm(n, channels) for n in finer])
-        self.output = nn.ModuleList([ConvNorm(channels, channels, 3, relu=True) for _ in finer])
+        self.lateral, self.output = nn.ModuleList(lateral), nn.ModuleList(output)
         self.mask = nn.Conv2d(channels, channels, 1)
-        for block in self.input:
+        for block in inner:
             xavier(block)
-            nn.init.zeros_(block.conv.bias)
-        for conv in (*(block.conv for block in (*self.lateral, *self.output)), self.mask):
+            nn.init.zeros_(block.conv.bias)  # type: ignore[arg-type]
+        for conv in (*(block.conv for block in (*lateral, *output)), self.mask):
             caffe2_xavier(conv)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
