@@ -21,6 +21,7 @@ TINY = "test_resnet"
 SIZE = 64
 TABLE = [Class("ground", (0, 0, 0)), Class("square", (255, 0, 0), True), Class("disc", (0, 255, 0), True)]
 SMALL: dict[str, dict[str, Any]] = {
+    "maskformer": {"queries": 8, "channels": 32, "heads": 4, "layers": 2, "width": 64, "dropout": 0.0},
     "mask2former": {
         "queries": 8,
         "channels": 32,

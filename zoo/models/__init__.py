@@ -19,6 +19,7 @@ from zoo.models.keypoint_rcnn import KeypointRCNN
 from zoo.models.lraspp import LRASPP
 from zoo.models.mask2former import Mask2Former
 from zoo.models.mask_rcnn import MaskRCNN
+from zoo.models.maskformer import MaskFormer
 from zoo.models.pspnet import PSPNet
 from zoo.models.refinenet import RefineNet
 from zoo.models.unet import UNet
@@ -36,6 +37,7 @@ MODELS: dict[str, type] = {
     "lraspp": LRASPP,
     "mask2former": Mask2Former,
     "mask_rcnn": MaskRCNN,
+    "maskformer": MaskFormer,
     "pspnet": PSPNet,
     "refinenet": RefineNet,
     "unet": UNet,

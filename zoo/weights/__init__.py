@@ -26,6 +26,7 @@ from zoo.weights import (
     torchvision,
     torchvision_detection,
     transformers_mask2former,
+    transformers_maskformer,
     vainf,
     wkentaro,
 )
@@ -46,6 +47,7 @@ SOURCES: dict[str, Any] = {
     "mmseg": mmseg,
     "Mask2Former": mask2former,
     "transformers Mask2Former": transformers_mask2former,
+    "transformers MaskFormer": transformers_maskformer,
 }
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")

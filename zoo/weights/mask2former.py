@@ -94,7 +94,7 @@ def recipe(state: Mapping[str, Any], config: Mapping[str, Any] | None = None, ba
     else:
         body = {_rename_resnet(key): value for key, value in body.items()}
         arguments = {"name": backbone or name_encoder(body)}
-    return assemble("Mask2Former", body, heads, arguments, config or {})
+    return assemble("Mask2Former", body, heads, arguments, config or {}, "mask2former", shape_options(heads))
 
 
 def assemble(
@@ -103,6 +103,8 @@ def assemble(
     heads: Mapping[str, Tensor],
     arguments: dict[str, Any],
     config: Mapping[str, Any],
+    model: str,
+    options: Mapping[str, Any],
 ) -> Recipe:
     """The recipe of a backbone with timm's names and of heads with ours; `config` is transformers', if there is one."""
     if arguments["name"] is None:
@@ -113,10 +115,10 @@ def assemble(
     statistics = imagenet()
     return Recipe(
         source=source,
-        name="mask2former",
+        name=model,
         classes=class_table(count, config.get("id2label")),
         backbone={**arguments, "levels": 4, **statistics},
-        options={**_options(heads), **assumed},
+        options={**options, **assumed},
         state={**{f"backbone.model.{key}": value for key, value in body.items()}, **heads},
         assumed={**assumed, **statistics},
     )
@@ -134,7 +136,7 @@ def class_table(count: int, labels: Mapping[str, str] | None) -> int | list[Clas
     return [Class(c.name, c.color, number < things) for number, c in enumerate(as_classes(names))]
 
 
-def _options(heads: Mapping[str, Tensor]) -> dict[str, Any]:
+def shape_options(heads: Mapping[str, Tensor]) -> dict[str, Any]:
     """What names and shapes tell."""
     queries, channels = heads["decoder.features"].shape
     return {

@@ -68,6 +68,7 @@ SWIN = (
     (r"(.*)\.attention\.(?:output\.dense|o_proj)\.", r"\1.attn.proj."),
     (r"(.*)\.intermediate\.dense\.", r"\1.mlp.fc1."),
     (r"(.*)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"hidden_states_norms\.(\d)\.", r"norm\1."),  # MaskFormer's
     (r"hidden_states_norms\.stage1\.", "norm0."),
     (r"hidden_states_norms\.stage2\.", "norm1."),
     (r"hidden_states_norms\.stage3\.", "norm2."),
@@ -94,7 +95,8 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         if not key.startswith((inside, "criterion.")) and not re.search(r"\.own\.[qkv]_proj\.", rename(key, NAMES))
     }
     heads |= joined({rename(key, NAMES): value for key, value in state.items()}, "own.{}_proj.", "own.in_proj_", "qkv")
-    return mask2former.assemble("transformers", body, heads, arguments, config or {})
+    options = mask2former.shape_options(heads)
+    return mask2former.assemble("transformers", body, heads, arguments, config or {}, "mask2former", options)
 
 
 def translate_backbone(state: Mapping[str, Tensor], name: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -46,16 +46,13 @@ class Truth(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PointCriterion:
-    """Mask2Former's: weights of the three terms, in cost and loss alike, and how points are drawn."""
+class Criterion:
+    """Match, then compare the pairs; a subclass says how masks are compared. Costs and losses have the same weights."""
 
     no_object_weight: float = 0.1
     class_weight: float = 2.0
     mask_weight: float = 5.0
     dice_weight: float = 5.0
-    points: int = 12544
-    oversample: float = 3.0
-    importance: float = 0.75
 
     def __call__(self, answers: Answers, truths: Sequence[Truth], size: Size) -> dict[str, Tensor]:
         """The terms `classification`, `mask` and `dice` of the last layer, and `auxiliary`, the sum of all others.
@@ -67,13 +64,28 @@ class PointCriterion:
             matched = assign(self.costs(answers, truths, size))
             classification = class_loss(answers.logits, truths, matched, self.no_object_weight)
             mask, dice = self.mask_losses(answers, truths, matched, size) / count_segments(truths, answers.pixels)
-        return by_layer(
-            self.class_weight * classification, self.mask_weight * mask, self.dice_weight * dice, answers.logits
-        )
+        return by_layer(self.class_weight * classification, self.mask_weight * mask, self.dice_weight * dice)
+
+    def costs(self, answers: Answers, truths: Sequence[Truth], size: Size) -> list[Tensor]:
+        """What pairing each query with each segment would cost, (L, Q, n) for each image."""
+        raise NotImplementedError
+
+    def mask_losses(self, answers: Answers, truths: Sequence[Truth], matched: Sequence[Matched], size: Size) -> Tensor:
+        """The terms `mask` and `dice` of all pairs, not weighted and summed: (2, L)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PointCriterion(Criterion):
+    """Mask2Former's: masks are compared at points, `oversample` and `importance` say how they are drawn."""
+
+    points: int = 12544
+    oversample: float = 3.0
+    importance: float = 0.75
 
     @torch.no_grad()
     def costs(self, answers: Answers, truths: Sequence[Truth], size: Size) -> list[Tensor]:
-        """What pairing each query with each segment would cost, (L, Q, n) for each image."""
+        """Costs (L, Q, n) of each image, at points that all its masks and layers share."""
         found = []
         for image, (masks, labels) in enumerate(truths):
             logits = answers.logits[:, image]
@@ -134,10 +146,10 @@ def count_segments(truths: Sequence[Truth], like: Tensor) -> Tensor:
     return count.clamp(min=1)
 
 
-def by_layer(classification: Tensor, mask: Tensor, dice: Tensor, logits: Tensor) -> dict[str, Tensor]:
+def by_layer(classification: Tensor, mask: Tensor, dice: Tensor) -> dict[str, Tensor]:
     """Terms (L,) each -> those of the last layer by name, and `auxiliary`, all others in one (none for one layer)."""
     terms = {"classification": classification[-1], "mask": mask[-1], "dice": dice[-1]}
-    if len(logits) > 1:
+    if len(classification) > 1:
         terms["auxiliary"] = (classification + mask + dice)[:-1].sum()
     return terms
 
