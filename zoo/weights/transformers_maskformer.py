@@ -57,8 +57,8 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         ZooError: a backbone that is neither a Swin nor a ResNet of the usual kind.
     """
     inside = "model.pixel_level_module.encoder."
-    encoder = under(state, inside)
-    body, arguments = translate_backbone(under(encoder, "model.") or encoder, backbone)
+    encoder = {key.removeprefix("model."): value for key, value in under(state, inside).items()}
+    body, arguments = translate_backbone(encoder, backbone)
     renamed = {rename(key, NAMES): value for key, value in state.items() if not key.startswith((inside, "criterion."))}
     heads = {key: value for key, value in renamed.items() if not re.search(r"\.[qkv]_proj\.", key)}
     for kind in ("own", "cross"):
