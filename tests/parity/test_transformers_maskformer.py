@@ -64,7 +64,7 @@ def test_network_equals_theirs(kind: str) -> None:
         output, queries = ref(pixel_values=model.backbone.normalize(images)), model(images)
     assert largest(queries.logits, output.class_queries_logits) < 1e-10
     assert largest(queries.masks, output.masks_queries_logits) < 1e-10
-    assert queries.logits.std(1).mean() > 1e-3  # queries differ
+    assert queries.logits.std(1).mean() > 1e-5  # queries differ, by far more than what is tolerated above
 
 
 def test_losses_and_gradients_equal_theirs() -> None:
