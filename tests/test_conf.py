@@ -67,7 +67,7 @@ def test_every_model_and_dataset_has_a_card_and_every_card_a_model_or_dataset() 
     assert cards("task") == sorted(TASKS)
 
 
-FITTING = {"semantic": "camvid", "instance": "scenes"}
+FITTING = {"semantic": "camvid", "instance": "scenes", "panoptic": "scenes"}
 PAIRS = [
     *((model, FITTING[MODELS[model].task]) for model in cards("model")),
     *(("unet", dataset) for dataset in cards("dataset")),

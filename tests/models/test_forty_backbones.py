@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.models import MODELS, create_model, list_models
 from zoo.models.backbone import Backbone, create_backbone
+from zoo.models.semantic import SemanticModel
 
 torch.set_num_threads(1)
 
@@ -117,6 +118,7 @@ DEEP = {"csatv2", "efficientvit_m0", "shvit_s1"}
 SIX_BLOCKS = (256, 128, 64, 32, 16, 16)
 SIZES = [(33, 33), (61, 90)]  # no multiple of anything; larger ones cost a minute a network
 LARGE = (250, 333)  # for the backbone and one model
+SEMANTIC = [name for name in list_models("semantic") if issubclass(MODELS[name], SemanticModel)]
 # Decoders that cost much whatever the backbone.
 NARROW: dict[str, dict[str, Any]] = {"refinenet": {"channels": (16, 16)}, "pspnet": {"channels": 16}}
 
@@ -139,7 +141,7 @@ def remember(backbone: Backbone) -> Backbone:
 def backbones(name: str) -> dict[int, Backbone]:
     """One backbone per output stride that the models want; where it cannot keep that, the refusal is checked."""
     found = {}
-    for stride in {32} | {MODELS[model].needs.get("output_stride", 32) for model in list_models("semantic")}:
+    for stride in {32} | {MODELS[model].needs.get("output_stride", 32) for model in SEMANTIC}:
         if stride == 32 or SERVING[name]:
             found[stride] = remember(create_backbone(name, output_stride=stride, levels=5))
             assert stride == 32 or found[stride].strides[-1] == stride
@@ -154,7 +156,7 @@ def backbones(name: str) -> dict[int, Backbone]:
 def test_output_size_is_input_size(name: str) -> None:
     torch.manual_seed(0)
     built = backbones(name)
-    for model_name in list_models("semantic"):
+    for model_name in SEMANTIC:
         model_class = MODELS[model_name]
         backbone = built.get(model_class.needs.get("output_stride", 32), built[32])
         options = dict(NARROW.get(model_name, {}))

@@ -8,7 +8,7 @@ import golden
 import pytest
 import torch
 
-from zoo.models import MODELS, create_model
+from zoo.models import MODELS, create_model, model_options
 from zoo.weights import SOURCES, _source
 
 OWNERS = {"drsleep": "DrSleep", "mmseg": "mmseg", "semseg": "semseg", "vainf": "VainF", "wkentaro": "wkentaro"}
@@ -28,7 +28,7 @@ def test_owners_are_sources() -> None:
 
 # What changes our models' parameters, and with them their names.
 OPTIONS = [
-    *((name, {}) for name in sorted(MODELS)),
+    *((name, {"task": "instance"} if "task" in model_options(name) else {}) for name in sorted(MODELS)),
     ("fcn", {"concat_input": True, "convs": 2}),
     ("fcn", {"aux_weight": 0.0}),
     ("pspnet", {"aux_weight": 0.0, "global_norm": False}),

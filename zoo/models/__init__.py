@@ -12,12 +12,14 @@ from zoo.models.backbone import Backbone, create_backbone
 from zoo.models.cascade_mask_rcnn import CascadeMaskRCNN
 from zoo.models.deeplabv3 import DeepLabV3
 from zoo.models.deeplabv3plus import DeepLabV3Plus
-from zoo.models.families import OWN_BACKBONES, has_full_dilation
+from zoo.models.families import OWN_BACKBONES, has_full_dilation, is_swin
 from zoo.models.fcn import FCN
 from zoo.models.fcn8s import FCN8s, FCN16s, FCN32s
 from zoo.models.keypoint_rcnn import KeypointRCNN
 from zoo.models.lraspp import LRASPP
+from zoo.models.mask2former import Mask2Former
 from zoo.models.mask_rcnn import MaskRCNN
+from zoo.models.maskformer import MaskFormer
 from zoo.models.pspnet import PSPNet
 from zoo.models.refinenet import RefineNet
 from zoo.models.unet import UNet
@@ -33,7 +35,9 @@ MODELS: dict[str, type] = {
     "fcn8s": FCN8s,
     "keypoint_rcnn": KeypointRCNN,
     "lraspp": LRASPP,
+    "mask2former": Mask2Former,
     "mask_rcnn": MaskRCNN,
+    "maskformer": MaskFormer,
     "pspnet": PSPNet,
     "refinenet": RefineNet,
     "unet": UNet,
@@ -100,6 +104,8 @@ def create_model(
             needs |= model_class.needs_of(options)
         if not has_full_dilation(backbone_name):
             needs.pop("dilation", None)  # a preference: the others have no such blocks
+        if not is_swin(backbone_name):
+            needs.pop("dense", None)  # as above
         wishes = {"pretrained": pretrained, "in_channels": in_channels, **needs, **(backbone_options or {})}
         if output_stride is not None:
             wishes["output_stride"] = output_stride

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.models.dilation import CONVERTERS, dilate_first_blocks, dilate_first_convolutions, stride_first_convolutions
-from zoo.models.families import OWN_BACKBONES, VALID_FAMILIES, family_of
+from zoo.models.families import OWN_BACKBONES, SWIN_FAMILY, VALID_FAMILIES, family_of
 from zoo.models.measure import check_strides, measure
 from zoo.models.padding import pad_early, pad_valid_layers
 from zoo.models.pretrained import build, check_complete
+from zoo.models.swin import make_dense, stage_features
 from zoo.models.truncation import truncate
 from zoo.structures import Size
 
@@ -61,7 +62,7 @@ class Backbone(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         config: Mapping[str, Any],
-        taps: Literal["getter", "own", "transition"] = "own",
+        taps: Literal["getter", "own", "transition", "normed"] = "own",
         indices: Sequence[int] = (),
         multiple: int = 1,
         smallest: int = 1,
@@ -139,6 +140,8 @@ class Backbone(nn.Module):
             return self.model.forward_intermediates(  # type: ignore[operator]
                 x, indices=self.indices, norm=False, output_fmt="NCHW", intermediates_only=True
             )
+        if self.taps == "normed":
+            return stage_features(self.model, x, self.indices)
         if self.taps == "transition":
             return _densenet_transitions(self.model.features, x)  # type: ignore[arg-type]
         return self.model(x)
@@ -196,7 +199,8 @@ def create_backbone(
             weights, "MSRA", and most of detectron2's) instead of the 3x3 one (torchvision, timm).
         options: handed to timm (`drop_path_rate`, `bn_eps`, ...). DenseNets also take `taps="transition"`: features
             after each transition's norm and ReLU, and without the last ReLU, as smp's encoder gives them; MobileNetV2s
-            `early_padding=True`, see `zoo.models.padding`.
+            `early_padding=True`, see `zoo.models.padding`; Swins (not v2) `dense=True`, the network of the authors'
+            detectors and segmenters instead of their classifier, see `zoo.models.swin`.
 
     Raises:
         ZooError: a misspelt name, weights that cannot be reached, a network that cannot serve.
@@ -226,6 +230,11 @@ def create_backbone(
     taps, early_padding = options.pop("taps", None), options.pop("early_padding", False)
     if taps is not None and (taps != "transition" or family != "densenet"):
         raise ZooError(f"taps={taps!r}: only 'transition', and only densenets, have it")
+    dense = options.pop("dense", False)
+    if dense and family != SWIN_FAMILY:
+        raise ZooError(f"backbone {name} has no dense=True: only swin_* have it")
+    if dense:
+        options["always_partition"] = True
     hidden = classifier and family == "vgg"
     model = build(name, family, pretrained, in_channels, output_stride, options, hidden)
     statistics = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
@@ -250,6 +259,9 @@ def create_backbone(
         pad_valid_layers(model)
     if early_padding:
         pad_early(name, model, levels, coarsest)
+    if dense:
+        make_dense(model)
+        taps = "normed"
     if taps == "transition":
         model.features.norm5.act = nn.Identity()
     plan = partial(Backbone, name, model, (), (), mean=mean, std=std, config=config, taps=taps or "own")

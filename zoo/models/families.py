@@ -26,6 +26,8 @@ DILATED_FAMILIES = (
 # Those of them with dilation="full": the others have no first blocks that timm leaves at the rate of the stage before,
 # or none that can be told apart.
 FULL_FAMILIES = ("efficientnet", "hardcorenas", "mobilenetv3", "res2net", "resnest", "resnet", "sknet")
+# The family with dense=True, see `zoo.models.swin`.
+SWIN_FAMILY = "swin_transformer"
 # timm's modules without a pyramid of powers of two, or bound to one image size.
 UNFIT_FAMILIES = (
     "beit", "byoanet", "cait", "coat", "convit", "convmixer", "crossvit", "deepseek_vit", "deit", "efficientformer",
@@ -56,6 +58,12 @@ def has_full_dilation(name: str) -> bool:
     """Whether `name` (a weight tag does not matter) is of a family that takes dilation="full"."""
     base = split_model_name_tag(name)[0]
     return timm.is_model(base) and _module(base) in FULL_FAMILIES
+
+
+def is_swin(name: str) -> bool:
+    """Whether `name` (a weight tag does not matter) is a Swin of the first version, which takes dense=True."""
+    base = split_model_name_tag(name)[0]
+    return timm.is_model(base) and _module(base) == SWIN_FAMILY
 
 
 def family_of(name: str) -> str:

@@ -19,6 +19,7 @@ from zoo.errors import ZooError
 from zoo.weights import (
     detectron2,
     drsleep,
+    mask2former,
     mmseg,
     ours,
     pickles,
@@ -26,6 +27,8 @@ from zoo.weights import (
     smp,
     torchvision,
     torchvision_detection,
+    transformers_mask2former,
+    transformers_maskformer,
     vainf,
     wkentaro,
 )
@@ -45,6 +48,9 @@ SOURCES: dict[str, Any] = {
     "semseg": semseg,
     "wkentaro": wkentaro,
     "mmseg": mmseg,
+    "Mask2Former": mask2former,
+    "transformers Mask2Former": transformers_mask2former,
+    "transformers MaskFormer": transformers_maskformer,
 }
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")

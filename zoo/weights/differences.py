@@ -25,21 +25,21 @@ DEFAULTS = {
 TOLD = {
     "aspp_separable", "attention", "aux_channels", "box_convs", "box_fcs", "box_width", "center", "channels",
     "class_agnostic", "classifier", "classifier_kernel", "coarsest", "concat_input", "convs", "crp_stages",
-    "decoder_channels", "decoder_convs", "final_units", "fuse_kernel", "global_norm", "head", "in_channels",
-    "input_units", "keypoint_channels", "keypoint_convs", "keypoints", "low_channels", "mask_channels", "mask_convs",
-    "norm", "output_units", "pool_channels", "post_conv", "project_kernel", "rpn_convs", "separable", "stem_type",
-    "stem_width",
+    "decoder_channels", "decoder_convs", "encoder_layers", "encoder_width", "final_units", "fuse_kernel",
+    "global_norm", "head", "in_channels", "input_units", "keypoint_channels", "keypoint_convs", "keypoints", "layers",
+    "low_channels", "mask_channels", "mask_convs", "norm", "output_units", "pool_channels", "post_conv",
+    "project_kernel", "queries", "rpn_convs", "separable", "stem_type", "stem_width", "width",
 }  # fmt: skip
 # ... training alone uses them, ...
 TRAINING = {
-    "aux_module", "aux_weight", "bn_momentum", "classifier_dropout", "drop_block_rate", "drop_path_rate", "drop_rate",
-    "dropout", "dropout2d", "frozen_norm", "frozen_stages", "learn_upsampling", "loss", "overlaps", "pretrained",
-    "roi_samples", "rpn_samples",
+    "aux_module", "aux_weight", "bn_momentum", "class_weight", "classifier_dropout", "dice_weight", "drop_block_rate",
+    "drop_path_rate", "drop_rate", "dropout", "dropout2d", "frozen_norm", "frozen_stages", "learn_upsampling", "loss",
+    "mask_weight", "no_object_weight", "overlaps", "points", "pretrained", "roi_samples", "rpn_samples",
 }  # fmt: skip
 # ... they are how one chooses to predict, or they are taken over with the weights (and `levels` is the model's need).
 CHOSEN = {
-    "detections", "flip", "levels", "mean", "nms_threshold", "overlap", "scales", "score_threshold", "std",
-    "test_limit", "test_proposals", "test_size", "window",
+    "detections", "flip", "levels", "mean", "nms_threshold", "object_threshold", "overlap", "overlap_threshold",
+    "scales", "score_threshold", "std", "test_limit", "test_proposals", "test_size", "window",
 }  # fmt: skip
 IGNORED = TOLD | TRAINING | CHOSEN
 

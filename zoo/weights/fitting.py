@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.models import create_model, model_options
-from zoo.structures import VOID
+from zoo.structures import VOID, Class
 
 
 def fit_state(model: Any, state: Mapping[str, Tensor], source: str, skip: Collection[str] = ()) -> None:
@@ -48,7 +48,7 @@ def head_keys(model: Any) -> set[str]:
     with torch.random.fork_rng(devices=[]):
         twin = create_model(
             header["name"],
-            count + 1 if count < VOID else count - 1,
+            [*model.classes, Class("one more", (0, 0, 0))] if count < VOID else model.classes[:-1],
             model.backbone,
             **header["options"],
         )
