@@ -337,10 +337,11 @@ def convolutions(model: Any, case: Case | DetectionCase) -> float:
 def measure_memory(name: str, who: str, file: str, size: int, batch: int) -> None:
     """In the child: print the peaks of predicting and of training in MiB, over what the imports took."""
     # What the first use of either library imports and keeps is code, not the model's: let it come before.
-    small = peer(name, 64) if name in DETECTORS else from_torchvision("deeplabv3_mobilenet_v3_large", aux_loss=True)
+    first = name if name in DETECTORS else "torchvision deeplabv3_mobilenet_v3_large"
+    small = peer(first, 64)
     for who_first in ("ours", "theirs"):
         for make in (predictor, stepper):
-            make(side_of(name, who_first, small.state_dict(), 64), case_of(name, 2, 64, "cpu"))()
+            make(side_of(first, who_first, small.state_dict(), 64), case_of(first, 2, 64, "cpu"))()
     del small
     before = restart()
     side = side_of(name, who, torch.load(file, weights_only=True), size)
@@ -358,7 +359,7 @@ def memory(name: str, who: str, file: Path, size: int, options: argparse.Namespa
         return float("nan"), float("nan")
     flags = ["--threads", str(options.threads), "--size", str(size), "--batch", str(options.batch)]
     command = [sys.executable, __file__, "--memory", name, who, str(file), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=ENVIRONMENT)
     predicting, training = (float(line) for line in done.stdout.split()[-2:])
     return predicting, training
 
