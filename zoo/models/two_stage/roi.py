@@ -21,7 +21,7 @@ from zoo.models.two_stage.boxes import full
 from zoo.models.two_stage.conventions import Conventions
 
 POOLINGS = ("align", "pool")
-CHUNK = 2**20  # cells with their weights that are listed at once, of all bins
+CHUNK = 2**17  # cells with their weights that are listed at once, of all bins
 
 
 class RoIPooler(nn.Module):
@@ -108,9 +108,8 @@ class _AlignByRows(torch.autograd.Function):
             bins = order // weights.shape[1]
             given = of_bins[own].reshape(-1, channels)
             starts = counts.cumsum(0) - counts
-            rows[reached] += F.embedding_bag(
-                bins, given, starts, mode="sum", per_sample_weights=weights.flatten()[order]
-            )
+            sums = F.embedding_bag(bins, given, starts, mode="sum", per_sample_weights=weights.flatten()[order])
+            rows.index_add_(0, reached, sums)
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None, None, None, None
 
 
