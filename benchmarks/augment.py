@@ -6,7 +6,8 @@ For each size of image that DSB 2018 has: the image with the most nuclei and the
 augmentation (that of the dataset's card), the same random numbers, one thread, in turn. Times are of the processor, the
 least of three for each random number (others on the machine empty the caches), medians over these. Beside it the usual
 way: every mask warped by itself, as OpenCV's users and most libraries do. Prints a Markdown table; 1 if many nuclei
-cost more than 1.5 times what few do.
+cost more than 1.5 times what few do. The reader unpacks the run lengths of masks to check them and hands them on, so
+that is the reader's time and not part of this.
 """
 
 from __future__ import annotations

@@ -88,10 +88,16 @@ class Masks:
         return made
 
     @classmethod
-    def from_rle(cls, rles: Sequence[rle_ops.Rle], size: Size) -> Masks:
-        """COCO RLEs in any spelling: compressed with bytes or text, or a list of counts."""
+    def from_rle(
+        cls, rles: Sequence[rle_ops.Rle], size: Size, runs: tuple[rle_ops.Counts, rle_ops.Counts] | None = None
+    ) -> Masks:
+        """COCO RLEs in any spelling: compressed with bytes or text, or a list of counts.
+
+        `runs`, of compressed ones, are what `zoo.ops.masks.unpack_flat` gave for them, if it was asked already.
+        """
         made = cls(len(rles), size)
         made._rle = [rle_ops.canonical(rle, made.size) for rle in rles]
+        made._runs = runs
         return made
 
     @classmethod
@@ -160,7 +166,7 @@ class Masks:
         """(N,H,W) bool."""
         if self._dense is not None:
             return self._dense
-        if self._runs is not None and self._rle is None:
+        if self._runs is not None:
             return torch.from_numpy(rle_ops.draw(*self._runs, self.size)).to(self.device)
         return torch.from_numpy(rle_ops.decode(self.rle(), self.size)).to(self.device)
 
@@ -179,6 +185,10 @@ class Masks:
             else:
                 self._rle = []
         return self._rle
+
+    def run_lengths(self) -> tuple[rle_ops.Counts, rle_ops.Counts]:
+        """Their RLEs not packed, as `zoo.ops.masks.unpack_flat` gives them."""
+        return rle_ops.unpack_flat(self.rle()) if self._runs is None else self._runs
 
     @property
     def is_dense(self) -> bool:

@@ -86,7 +86,10 @@ def test_every_spelling_of_a_mask_is_the_same_mask(tmp_path: Path) -> None:
     some = [square(id=k, segmentation=form) for k, form in enumerate(forms)]
     for options in ({}, {"indent": 1}, {"separators": (",", ":")}):
         file = CocoFile(written(tmp_path, document(*some), **options))
-        assert (file.instances(0, SIZE).masks.dense().numpy() == dense).all(axis=(1, 2)).tolist() == [True] * len(forms)
+        masks = file.instances(0, SIZE).masks
+        assert (masks.dense().numpy() == dense).all(axis=(1, 2)).tolist() == [True] * len(forms)
+        assert masks.run_lengths()[0].tolist() == runs * len(forms)  # kept from when they were checked
+        assert masks.run_lengths()[1].tolist() == [len(runs)] * len(forms)
 
 
 def test_fields_may_come_in_any_order_and_hold_anything_else(tmp_path: Path) -> None:

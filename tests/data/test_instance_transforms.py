@@ -342,6 +342,9 @@ def test_layers_and_back(seed: int) -> None:
     assert np.array_equal(masks.dense(), dense[present])
     assert masks.rle() == rle_ops.encode(dense[present])  # the same strings too
     assert np.array_equal(boxes, rle_ops.boxes(masks.rle()))
+    rles = rle_ops.encode(dense)
+    unpacked = disjoint_layers(Masks.from_rle(rles, (14, 17), rle_ops.unpack_flat(rles)))
+    assert np.array_equal(unpacked, disjoint_layers(Masks.from_dense(dense)))
 
 
 def test_first_fit_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.ops import masks as rle_ops
-from zoo.ops.masks import Rle
+from zoo.ops.masks import Counts, Rle
 from zoo.structures import Size
 
 
@@ -91,7 +91,7 @@ def to_rle(segmentation: Any, size: Size, where: str) -> Rle:
     """COCO's `segmentation` in any of its forms: polygons, an RLE with counts as a list or packed, none at all.
 
     Parts outside the image are cut off; `where` names the annotation in messages. The runs of an RLE are not looked
-    at, see `check_runs`.
+    at, see `checked_runs`.
 
     Raises:
         BadAnnotation: a polygon of less than three points or far outside of the image, an RLE of another size.
@@ -114,24 +114,27 @@ def to_rle(segmentation: Any, size: Size, where: str) -> Rle:
         raise BadAnnotation(f"{where}: its segmentation is neither polygons nor an RLE ({error!r})") from error
 
 
-def check_runs(rles: Sequence[Rle], size: Size, where: Callable[[int], str]) -> None:
-    """Raises BadAnnotation, naming ``where(k)``, where the runs of mask k do not fill the image."""
+def checked_runs(rles: Sequence[Rle], size: Size, where: Callable[[int], str]) -> tuple[Counts, Counts]:
+    """The run lengths of compressed RLEs as `zoo.ops.masks.unpack_flat` gives them.
+
+    Raises:
+        BadAnnotation: those of mask k do not fill the image; it names ``where(k)``.
+    """
     try:
         flat, lengths = rle_ops.unpack_flat(rles)
         stops = np.cumsum(lengths)
         covered = np.diff(np.cumsum(flat)[stops - 1], prepend=0)
         wrong = (covered != size[0] * size[1]) | (np.minimum.reduceat(flat, stops - lengths) < 0) if len(rles) else []
     except ZooError as error:
-        if len(rles) == 1:
-            raise BadAnnotation(f"{where(0)}: {error}") from error
-        wrong = None
-    if wrong is None:  # one of them is no RLE: which?
-        for k, rle in enumerate(rles):
-            check_runs([rle], size, lambda _, k=k: where(k))  # type: ignore[misc]
-    elif any(wrong):
+        if len(rles) > 1:  # one of them is no RLE: which?
+            for k, rle in enumerate(rles):
+                checked_runs([rle], size, lambda _, k=k: where(k))  # type: ignore[misc]
+        raise BadAnnotation(f"{where(0)}: {error}") from error
+    if any(wrong):
         k = int(np.argmax(wrong))
         pixels = f"{size[0] * size[1]} of the {size[0]}x{size[1]} image"
         raise BadAnnotation(f"{where(k)}: the runs of its RLE cover {covered[k]} pixels, not the {pixels}")
+    return flat, lengths
 
 
 def _union(rles: list[Rle], size: Size) -> Rle:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zoo.data.annotations import BadAnnotation, Keypoints, Note, check_runs, to_rle
+from zoo.data.annotations import BadAnnotation, Keypoints, Note, checked_runs, to_rle
 from zoo.data.pairs import shown
 from zoo.errors import ZooError
 from zoo.structures import Class, Instances, Masks, Size, as_classes
@@ -131,8 +131,8 @@ class CocoFile:
                 x0, y0, x1, y1 = self.boxes[row].tolist()
                 segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
             rles.append(to_rle(segmentation, size, self._where(row)))
-        check_runs(rles, size, lambda k: self._where(rows.start + k))
-        return Masks.from_rle(rles, size)
+        runs = checked_runs(rles, size, lambda k: self._where(rows.start + k))
+        return Masks.from_rle(rles, size, runs)
 
     def _segmentations(self, rows: slice) -> list[Any]:
         """Parsed anew from their places in the file."""

@@ -29,7 +29,7 @@ from zoo.models.dilation import CONVERTERS, dilate_first_blocks, dilate_first_co
 from zoo.models.families import OWN_BACKBONES, SWIN_FAMILY, VALID_FAMILIES, family_of
 from zoo.models.measure import check_strides, measure
 from zoo.models.padding import pad_early, pad_valid_layers
-from zoo.models.pretrained import build, check_complete
+from zoo.models.pretrained import build, check_complete, fill, read_caffe2
 from zoo.models.swin import make_dense, stage_features
 from zoo.models.truncation import truncate
 from zoo.structures import Size
@@ -178,7 +178,9 @@ def create_backbone(
     """A backbone by name: any timm model with features ("resnet50", "resnet50.tv_in1k", ...), or "unet".
 
     Args:
-        pretrained: load timm's weights (over the network, or from its cache), or those in this file.
+        pretrained: load timm's weights (over the network, or from its cache), or those in this file: timm's, or for a
+            ResNet a pickle of detectron2's ("R-50.pkl", MSRA's weights), which brings its `mean`, `std` and
+            `stride_in_1x1`. Its batch norms are a scale and a bias alone: to be trained with `frozen_norm`.
         in_channels: any number; timm adapts a pretrained first convolution (1: the sum of the RGB filters;
             N: the filters repeated, scaled by 3/N).
         output_stride: 8 or 16 trade stride for dilation in the last stages; 32 leaves the network as it is.
@@ -236,8 +238,12 @@ def create_backbone(
     if dense:
         options["always_partition"] = True
     hidden = classifier and family == "vgg"
-    model = build(name, family, pretrained, in_channels, output_stride, options, hidden)
+    caffe2 = read_caffe2(name, pretrained)
+    model = build(name, family, pretrained if caffe2 is None else False, in_channels, output_stride, options, hidden)
     statistics = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    if caffe2 is not None:
+        statistics = caffe2[1]["mean"], caffe2[1]["std"]
+        config["stride_in_1x1"] = stride_in_1x1 = caffe2[1]["stride_in_1x1"]
     mean, std = _statistics(name, in_channels, mean, std, *statistics)
     indices: Sequence[int] = ()
     if isinstance(model, FeatureGetterNet):
@@ -245,7 +251,9 @@ def create_backbone(
         taps = taps or "getter"
     elif hidden:
         taps, indices = "getter", range(len(model.feature_info))
-    if isinstance(pretrained, (str, Path)):
+    if caffe2 is not None:
+        fill(name, model, caffe2[0], str(pretrained))
+    elif isinstance(pretrained, (str, Path)):
         check_complete(name, model, pretrained)
     if output_stride < 32 and family in CONVERTERS:
         CONVERTERS[family](model, output_stride)

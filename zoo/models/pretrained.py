@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
 
 from zoo.checkpoint import read
 from zoo.errors import ZooError
@@ -71,6 +72,41 @@ def check_complete(name: str, model: nn.Module, file: str | Path) -> None:
             f"{str(file)!r} does not hold timm's weights of backbone {name}: it lacks {len(lacking)} of "
             f"{len(model.state_dict())} keys, such as {lacking[0]}"
         )
+
+
+def read_caffe2(name: str, file: bool | str | Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """A ResNet of Detectron's or detectron2's ("R-50.pkl") for `fill`, and its `mean`, `std` and `stride_in_1x1`.
+
+    None where `file` is no bare pickle.
+    """
+    from zoo.weights import detectron, pickles  # which build on the models
+
+    if isinstance(file, bool) or not Path(file).is_file() or not pickles.is_pickle(Path(file)):
+        return None
+    content = pickles.read(Path(file))
+    content = next((content[key] for key in ("blobs", "model") if isinstance(content.get(key), Mapping)), content)
+    if not detectron.recognizes_resnet(content):
+        raise ZooError(
+            f"{str(file)!r} does not hold weights of backbone {name}: it is a pickle, and of these only ResNets with "
+            f"Caffe2's names (conv1_w, res2_0_branch2a_w, ...) are backbones; it has {', '.join(list(content)[:3])}"
+        )
+    return detectron.resnet(content)
+
+
+def fill(name: str, model: nn.Module, state: Mapping[str, Tensor], file: str | Path) -> None:
+    """All of `state` into all of `model`, whose first convolution may be for another number of channels."""
+    own = model.state_dict()
+    given = dict(state)
+    if "conv1.weight" in own:
+        given["conv1.weight"] = adapt_input_conv(own["conv1.weight"].shape[1], state["conv1.weight"])
+    wanted = {key for key in own if not key.endswith("num_batches_tracked")}
+    wrong = sorted(wanted ^ given.keys()) or [key for key in sorted(wanted) if own[key].shape != given[key].shape]
+    if wrong:
+        raise ZooError(
+            f"{str(file)!r} does not hold weights of backbone {name}: {len(wrong)} of its layers are not there, not "
+            f"here or of another shape, such as {wrong[0]}"
+        )
+    model.load_state_dict({**own, **given})
 
 
 def _no_weights(name: str, pretrained: bool | str | Path, error: Exception) -> ZooError:

@@ -17,6 +17,7 @@ from torch import Tensor
 from zoo import checkpoint
 from zoo.errors import ZooError
 from zoo.weights import (
+    detectron,
     detectron2,
     drsleep,
     mask2former,
@@ -43,6 +44,7 @@ SOURCES: dict[str, Any] = {
     "torchvision": torchvision,
     "torchvision detection": torchvision_detection,
     "detectron2": detectron2,
+    "Detectron": detectron,
     "smp": smp,
     "DrSleep": drsleep,
     "semseg": semseg,
@@ -53,7 +55,7 @@ SOURCES: dict[str, Any] = {
     "transformers MaskFormer": transformers_maskformer,
 }
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "blobs")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
@@ -63,8 +65,8 @@ def load(weights: str | Path | Weights | Mapping[str, Any], **options: Any) -> A
     Args:
         weights: a file (.ckpt, .pt, .pth, .pkl, .safetensors), a folder as smp's `save_pretrained` writes it, or what
             such a file holds; or what `zoo.weights.download.locate` fetches: a name of `list_weights`,
-            "hf://owner/name", an address. Ours, torchvision's segmentation models and detectors, detectron2's two-stage
-            detectors, smp's that the zoo has, papers' releases: see SOURCES.
+            "hf://owner/name", an address. Ours, torchvision's segmentation models and detectors, detectron2's and
+            Detectron's two-stage detectors, smp's that the zoo has, papers' releases: see SOURCES.
         options: what the checkpoint cannot tell, or should be otherwise: `classes` (their names), the model's own
             options (`align_corners`, `rates`, `flip`, `window`, ...), the backbone's (`output_stride`, `dilation`,
             `mean`, `std`), `backbone` (timm's name of an smp `tu-` encoder).

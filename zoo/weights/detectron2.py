@@ -81,33 +81,34 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
         ZooError: a detector without masks and keypoints, or one with parts that no model here has; no ResNet.
     """
     buffers = {key for key in state if key.startswith(CELLS)} | {"pixel_mean", "pixel_std"}
-    renamed = {_rename(key): value for key, value in state.items() if key not in buffers}
+    renamed = {rename(key): value for key, value in state.items() if key not in buffers}
     model = _model(state, renamed)
     body = {key.removeprefix("backbone.model."): x for key, x in renamed.items() if key.startswith("backbone.model.")}
     name = backbone or _name(body)
     if name is None:
         raise ZooError("this backbone is of no ResNet that the zoo knows: name it, zoo.load(x, backbone=...)")
-    pixels, bgr, assumed = _pixels(state, body)
+    scale, bgr, assumed = pixels(state, body)
     if bgr:
         renamed["backbone.model.conv1.weight"] = body["conv1.weight"].flip(1)
     count = len(renamed["box_head.0.cls.weight" if model == "cascade_mask_rcnn" else "box_head.cls.weight"]) - 1
     classes, told = _classes(model, count)
     options = _options(model, renamed, count)
     if options["variant"] == "dc5":
-        pixels |= {"output_stride": 16, "dilation": "full"}
+        scale |= {"output_stride": 16, "dilation": "full"}
     habits = {"conventions": "detectron2", "test_size": 800, "test_limit": 1333, **_frozen(body)}
     return Recipe(
         source="detectron2",
         name=model,
         classes=classes,
-        backbone={"name": name, "levels": 4, **pixels},
+        backbone={"name": name, "levels": 4, **scale},
         options={**options, **_anchors(state), **habits},
         state=renamed,
         assumed={**habits, **assumed, **told},
     )
 
 
-def _rename(key: str) -> str:
+def rename(key: str) -> str:
+    """Our name for one of theirs."""
     for pattern, ours in NAMES:
         key = re.sub(f"^{pattern}", ours, key)
     return key
@@ -134,7 +135,7 @@ def _name(body: Mapping[str, Tensor]) -> str | None:
     return f"{name}_gn" if timm.is_model(f"{name}_gn") else None
 
 
-def _pixels(state: Mapping[str, Tensor], body: Mapping[str, Tensor]) -> tuple[dict[str, Any], bool, dict[str, Any]]:
+def pixels(state: Mapping[str, Tensor], body: Mapping[str, Tensor]) -> tuple[dict[str, Any], bool, dict[str, Any]]:
     """The backbone's `mean`, `std` (RGB) and `stride_in_1x1`; whether the file is for BGR; what of this is assumed."""
     grouped = body["layer1.0.conv2.weight"].shape[1] != len(body["layer1.0.conv2.weight"])
     group_norm = "bn1.running_mean" not in body
@@ -147,12 +148,12 @@ def _pixels(state: Mapping[str, Tensor], body: Mapping[str, Tensor]) -> tuple[di
         mean, std, bgr = list(MEAN_BGR[::-1]), [1.0] * 3, True
         if grouped:
             std = [255 * value for value in IMAGENET_DEFAULT_STD]
-    pixels: dict[str, Any] = {"mean": [value / 255 for value in mean], "std": [value / 255 for value in std]}
+    scale: dict[str, Any] = {"mean": [value / 255 for value in mean], "std": [value / 255 for value in std]}
     if not told and grouped:  # as the table of ImageNet's numbers has them
-        pixels = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
+        scale = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
     # Weights that want pixels of another scale than MSRA's are not MSRA's.
     stride = {"stride_in_1x1": not grouped and not group_norm and all(value == 1 for value in std)}
-    return {**pixels, **stride}, bgr, {**({} if told else {"channels": "BGR", **pixels}), **stride}
+    return {**scale, **stride}, bgr, {**({} if told else {"channels": "BGR", **scale}), **stride}
 
 
 def _frozen(body: Mapping[str, Tensor]) -> dict[str, Any]:
