@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from zoo.data import create_dataset
+from zoo.metrics import create_metric
 from zoo.report import result
 from zoo.report.__main__ import main
 from zoo.report.table import across_tasks, collect, print_table, tabulate, to_csv, to_markdown
@@ -257,3 +259,17 @@ def test_a_crash_stands_with_the_other_tasks(tmp_path: Path) -> None:
     early = {"protocol": None, "dataset": {"name": "camvid", "split": "test"}, "metrics": {}, "status": "failed"}
     (table,) = across_tasks(tabulate(collect(three_tasks(tmp_path, mask_rcnn=early))))
     assert [row.status for row in table.rows] == ["ok", "failed: CUDA out of memory", "ok"]
+
+
+def test_the_tasks_of_a_dataset_stand_together(tmp_path: Path) -> None:
+    """What datasets and metrics themselves say of a task fits the others'."""
+    for number, (task, main) in enumerate({"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}.items()):
+        dataset = create_dataset("scenes", split="test", task=task, length=2)
+        data = DATA | {"fingerprint": dataset.fingerprint(), "origin": dataset.fingerprint(any_task=True)}
+        protocol = create_metric(task, dataset.classes, **dataset.metric_options).protocol
+        classes = [c.name for c in dataset.classes]
+        facts = {"task": task, "dataset": data, "protocol": protocol, "classes": classes, "metrics": {main: 0.5}}
+        run(tmp_path / str(number), task, 0, **facts)
+    (table,) = across_tasks(tabulate(collect([tmp_path])))
+    assert table.columns == ("mIoU", "AP", "PQ")
+    assert table.title == "camvid test, 233 images, 10 classes, absent union, max_detections [1, 10, 100]"
