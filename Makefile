@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/installed
-	$(RUN) train.py -m model=unet,deeplabv3 experiment=demo
+	$(RUN) train.py -m model=unet,deeplabv3,mask_rcnn,mask2former experiment=demo
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -n 2

@@ -39,7 +39,13 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     )
     assert facts["status"] == "ok"
     assert facts["selected_on"] == "val"
-    assert facts["dataset"] == {"name": "scenes", "split": "test", "fingerprint": test.fingerprint(), "images": 4}
+    assert facts["dataset"] == {
+        "name": "scenes",
+        "split": "test",
+        "fingerprint": test.fingerprint(),
+        "origin": test.fingerprint(any_task=True),
+        "images": 4,
+    }
     assert facts["cost"]["parameters"] == sum(p.numel() for p in model.parameters())
     # two multiply-adds each: 32*32 pixels, 3x3x3 -> 8 and 8 -> K
     assert facts["cost"]["flops"] == 2 * 32 * 32 * (27 * 8 + 8 * len(val.classes))

@@ -24,7 +24,7 @@ from zoo.optim import create_optimizer, create_schedule
 from zoo.overrides import CONF, check, quote_paths
 from zoo.recipe import Recipe
 from zoo.report import result
-from zoo.structures import Batch, Instances, Masks, Sample, Semantic
+from zoo.structures import Batch, Class, Instances, Masks, Panoptic, Sample, Semantic
 
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Backbones that take the same settings and are built faster.
@@ -66,6 +66,48 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield name
 
 
+# What belongs to a model and a dataset, and what a model changes in an experiment.
+PAIRS = {
+    **dict.fromkeys(sorted((CONF / "recipe").glob("*.yaml")), "recipe"),
+    **dict.fromkeys(sorted((CONF / "experiment" / "model").glob("*.yaml")), "experiment"),
+}
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
+def test_settings_of_a_pair_are_found_and_taken(path: Path) -> None:
+    """Its name is that of its two parts, its keys are the cards', and the composed config has its values."""
+    if PAIRS[path] == "recipe":
+        datasets = [card.stem for card in (CONF / "dataset").glob("*.yaml")]
+        pairs = [(f"dataset={name}", model) for name in datasets for model in MODELS if f"{model}_{name}" == path.stem]
+    else:
+        pairs = [
+            (f"experiment={name}", model) for name in RECIPES for model in MODELS if f"{name}_{model}" == path.stem
+        ]
+    ((first, model),) = pairs
+    text = path.read_text()
+    settings = yaml.safe_load(text)
+    assert text.startswith("# @package _global_\n")
+    config = composed(f"model={model}", first)
+    cards = {"model": model, "trainer": "default", "optimizer": config["optimizer"]["name"]}
+    for part, values in settings.items():
+        known = yaml.safe_load((CONF / part / f"{cards[part]}.yaml").read_text())
+        assert values.keys() <= known.get(part, known).keys()
+        assert {key: config[part][key] for key in values} == values
+
+
+def test_the_demo_is_of_three_tasks() -> None:
+    """Of the one command in the Makefile, which the recipe and the README repeat."""
+    root = CONF.parent
+    (line,) = (line for line in (root / "Makefile").read_text().splitlines() if "experiment=demo" in line)
+    command = line.partition(" train.py ")[2]
+    assert command in (CONF / "experiment" / "demo.yaml").read_text()
+    assert command in (root / "README.md").read_text()
+    models = command.split()[1].removeprefix("model=").split(",")
+    tasks = [composed(f"model={model}", "experiment=demo")["task"]["name"] for model in models]
+    assert tasks == ["semantic", "semantic", "instance", "panoptic"]
+    assert check("train", get_args_parser().parse_args(command.split())) == 4
+
+
 def test_the_papers_have_their_recipes() -> None:
     papers = {"fcn32s_voc", "fcn16s_voc", "fcn8s_voc", "unet_isbi2012", "deeplabv3_voc", "refinenet_voc"}
     assert papers | {"pspnet_cityscapes", "pspnet_ade20k"} <= set(RECIPES)
@@ -103,9 +145,12 @@ def test_what_is_set_is_taken(name: str) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (48, 56, channels), dtype=np.uint8)
     labels = torch.from_numpy(rng.integers(0, 2, (48, 56), dtype=np.uint8))
+    task, classes = config["task"]["name"], [Class("thing", (1, 2, 3), thing=True), Class("stuff", (4, 5, 6))]
     truth: Any = Semantic(labels)
-    if MODELS[config["model"]["name"]].task == "instance":
+    if task == "instance":
         truth = Instances(Masks.from_dense(torch.stack([labels == 0, labels == 1])), [0, 1])
+    elif task == "panoptic":
+        truth = Panoptic(labels.int(), [0, 1])
     crop = 4 if config["model"].get("padding") == "valid" else 40  # a network without padding extends it to 188 or more
     transform = TrainTransform(**config["dataset"]["transform"] | {"crop": crop})
     sample = transform(Sample(image, truth, 0, (48, 56)), rng)
@@ -120,7 +165,7 @@ def test_what_is_set_is_taken(name: str) -> None:
     built = backbone.pop("name", None)
     model = create_model(
         options.pop("name"),
-        2,
+        classes,
         SMALLER.get(str(built), built),
         in_channels=channels,
         output_stride=backbone.pop("output_stride", None),

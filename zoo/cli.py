@@ -44,7 +44,7 @@ def train() -> None:
     python train.py -m model=unet,deeplabv3,fcn dataset=camvid     one run each, then the table
     python train.py model=fcn dataset=voc backbone=resnet18        any timm backbone
     python train.py -m model=unet dataset=camvid seed=0,1,2        one row: mean and standard deviation
-    python train.py -m model=unet,deeplabv3 experiment=demo
+    python train.py -m model=unet,deeplabv3,mask_rcnn,mask2former experiment=demo
     python train.py resume=runs/2026-11-20_10-00-00_unet_camvid    go on where it stopped
     python train.py ... weights=best.ckpt skip_head=true           start from weights, with other classes
     python train.py ... weights=fcn-resnet50-coco-torchvision skip_head=true     public ones: python -m zoo.weights

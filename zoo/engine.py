@@ -236,6 +236,7 @@ def _facts(model: Any, dataset: Dataset) -> dict[str, Any]:
             "name": names.get(type(dataset), type(dataset).__name__),
             "split": dataset.split,
             "fingerprint": dataset.fingerprint(),
+            "origin": dataset.fingerprint(any_task=True),
             "images": len(dataset),
         },
         "classes": [c.name for c in dataset.classes],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def cost(fabric: Fabric, model: Any, dataset: Dataset) -> dict[str, Any]:
 
     with evaluating(model), own_randomness(fabric.device):
         # Compiled parts would hide their operations from the counter.
-        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        with torch.compiler.set_stance("force_eager"), _frozen(model), FlopCounterMode(display=False) as counter:
             predict()
         predict()
         latency = statistics.median(predict() for _ in range(LATENCY_REPEATS))
@@ -153,6 +154,20 @@ def cost(fabric: Fabric, model: Any, dataset: Dataset) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(fabric.device) if is_cuda else fabric.device.type,
         "precision": getattr(fabric.strategy.precision, "precision", "32-true"),
     }
+
+
+@contextmanager
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: views of those that do still ask in no_grad mode, where they have no history,
+    and the counter of operations stops at modules that are given one (learned queries, for a batch)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def save_pictures(fabric: Fabric, model: Any, dataset: Dataset, folder: Path) -> None:

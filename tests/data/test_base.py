@@ -176,6 +176,8 @@ def test_fingerprint_changes_with_what_matters(root: Path) -> None:
     (root / "train" / "b.npy").rename(root / "train" / "c.npy")
     changed.append(Files(root).fingerprint())
     assert len({first, *changed}) == 5
+    assert len({Drawn(task=task).fingerprint(any_task=True) for task in Drawn.tasks}) == 1
+    assert Drawn().fingerprint(any_task=True) != Drawn(split="val").fingerprint(any_task=True)
     tasks = {Drawn(task=task).fingerprint() for task in Drawn.tasks}
     assert len(tasks | {Drawn(split="val").fingerprint()}) == 4
 

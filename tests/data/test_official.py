@@ -236,7 +236,13 @@ def test_two_steps_of_a_training(roots: dict[str, Path], name: str, tmp_path: Pa
     # What becomes of a class that a part of val lacks, as the official code of each has it.
     rule = {"ade20k": "zero", "coco_stuff": "truth"}.get(name, "union")
     assert facts["protocol"]["absent"] == rule
-    assert facts["dataset"] == {"name": name, "split": "val", "fingerprint": val.fingerprint(), "images": len(val)}
+    assert facts["dataset"] == {
+        "name": name,
+        "split": "val",
+        "fingerprint": val.fingerprint(),
+        "origin": val.fingerprint(any_task=True),
+        "images": len(val),
+    }
     assert 0 <= facts["metrics"]["mIoU"] < 0.5
     assert evaluate(Oracle(val), val, fabric=cpu())["mIoU"] == 1
     evaluate(model, val, fabric=cpu(), out=tmp_path / "again")

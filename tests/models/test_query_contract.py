@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zoo.data import create_dataset
+from zoo.devices import create_fabric
 from zoo.errors import ZooError
+from zoo.evaluation import cost
 from zoo.models import MODELS, create_model, list_models
 from zoo.models.queries import points
 from zoo.models.queries.criterion import Truth
@@ -221,6 +224,15 @@ def test_two_images_are_learned_and_a_batch_predicts_what_its_images_do(name: st
         alone = Batch.of([image])
         alone.original_sizes = [other.original_sizes[number]]
         assert same(model.predict(alone)[0], together[number])
+
+
+@every_model
+def test_its_cost_is_counted(name: str) -> None:
+    """Learned queries are views of parameters, at which torch's counter stopped."""
+    model = build(name, "panoptic")
+    facts = cost(create_fabric(device="cpu"), model, create_dataset("scenes", task="panoptic", length=1, size=48))
+    assert facts["flops"] > 1e6
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @every_model

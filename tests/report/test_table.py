@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from zoo.data import create_dataset
+from zoo.metrics import create_metric
 from zoo.report import result
 from zoo.report.__main__ import main
-from zoo.report.table import collect, print_table, tabulate, to_csv, to_markdown
+from zoo.report.table import across_tasks, collect, print_table, tabulate, to_csv, to_markdown
 
 DATA = {"name": "camvid", "split": "test", "fingerprint": "f00d", "images": 233}
 
@@ -187,3 +189,87 @@ def test_where_the_folder_is_sets_no_runs_apart(tmp_path: Path) -> None:
     (table,) = tabulate(collect(paths))
     assert len(table.rows) == 1
     assert "overrides" not in to_markdown(table)
+
+
+THREE: dict[str, dict[str, Any]] = {
+    "unet": {"task": "semantic", "protocol": {"absent": "union"}, "metrics": {"mIoU": 0.8, "Dice": 0.9}},
+    "mask_rcnn": {
+        "task": "instance",
+        "classes": ["car"],
+        "protocol": {"boxes": True, "max_detections": [1, 100]},
+        "metrics": {"AP": 0.5, "AP50": 0.7},
+    },
+    "mask2former": {
+        "task": "panoptic",
+        "protocol": {"absent": "union", "nuclei": False, "max_detections": [1, 100]},
+        "metrics": {"PQ": 0.6, "SQ": 0.8, "mIoU": 0.7, "AP": 0.55, "AP50": 0.6},
+    },
+}
+
+
+def three_tasks(folder: Path, **other: dict[str, Any]) -> list[Path]:
+    """Runs on the same images, whose fingerprints, protocols and classes are those of their tasks."""
+    paths = []
+    for number, (model, facts) in enumerate(THREE.items()):
+        data = DATA | {"fingerprint": model, "origin": "0123"}
+        facts = {"classes": ["road", "car"], "dataset": data} | facts | other.get(model, {})
+        paths.append(run(folder / str(number), model, 0, **facts))
+    return paths
+
+
+def test_three_tasks_on_the_same_images_are_one_table(tmp_path: Path) -> None:
+    parts = tabulate(collect(three_tasks(tmp_path)))
+    assert [table.task for table in parts] == ["semantic", "instance", "panoptic"]
+    (table,) = across_tasks(parts)
+    lines = to_markdown(table).splitlines()
+    assert lines[0] == "**camvid test, 233 images, 2 classes, absent union, max_detections [1, 100]**"
+    assert lines[2].startswith("| model | backbone | task | mIoU | AP | PQ | params M |")
+    assert lines[4].startswith("| unet | resnet18 | semantic | **80.00** | – | – | 2.5 |")
+    assert lines[5].startswith("| mask_rcnn | resnet18 | instance | – | 50.00 | – | 2.5 |")
+    assert lines[6].startswith("| mask2former | resnet18 | panoptic | 70.00 | **55.00** | **60.00** | 2.5 |")
+    assert "| model | backbone | AP | AP50 | params M |" in "\n".join(lines)  # each task's own table follows
+    text = io.StringIO()
+    (printed,) = print_table([tmp_path], Console(file=text, width=200))
+    assert sum("mask2former" in line for line in text.getvalue().splitlines()) == 1
+    assert "Several tables" not in text.getvalue()
+    rows = list(csv.DictReader(io.StringIO(to_csv([printed]))))
+    assert [row["AP50"] for row in rows] == ["", "0.7", "0.6"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"unet": {"protocol": {"absent": "zero"}}},
+        {"unet": {"classes": ["way", "car"]}},
+        {"mask_rcnn": {"protocol": {"max_detections": [1, 1000]}}},
+        {"mask_rcnn": {"classes": ["bus"]}},
+    ],
+)
+def test_tasks_with_other_rules_or_classes_stay_apart(tmp_path: Path, other: dict[str, Any]) -> None:
+    assert len(across_tasks(tabulate(collect(three_tasks(tmp_path, **other))))) == 3
+
+
+def test_tasks_on_other_images_stay_apart(tmp_path: Path) -> None:
+    data = {"dataset": DATA | {"fingerprint": "elsewhere", "origin": "4567"}}
+    tables = across_tasks(tabulate(collect(three_tasks(tmp_path, mask_rcnn=data))))
+    assert [(table.task, len(table.rows)) for table in tables] == [("several", 2), ("instance", 1)]
+
+
+def test_a_crash_stands_with_the_other_tasks(tmp_path: Path) -> None:
+    early = {"protocol": None, "dataset": {"name": "camvid", "split": "test"}, "metrics": {}, "status": "failed"}
+    (table,) = across_tasks(tabulate(collect(three_tasks(tmp_path, mask_rcnn=early))))
+    assert [row.status for row in table.rows] == ["ok", "failed: CUDA out of memory", "ok"]
+
+
+def test_the_tasks_of_a_dataset_stand_together(tmp_path: Path) -> None:
+    """What datasets and metrics themselves say of a task fits the others'."""
+    for number, (task, main) in enumerate({"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}.items()):
+        dataset = create_dataset("scenes", split="test", task=task, length=2)
+        data = DATA | {"fingerprint": dataset.fingerprint(), "origin": dataset.fingerprint(any_task=True)}
+        protocol = create_metric(task, dataset.classes, **dataset.metric_options).protocol
+        classes = [c.name for c in dataset.classes]
+        facts = {"task": task, "dataset": data, "protocol": protocol, "classes": classes, "metrics": {main: 0.5}}
+        run(tmp_path / str(number), task, 0, **facts)
+    (table,) = across_tasks(tabulate(collect([tmp_path])))
+    assert table.columns == ("mIoU", "AP", "PQ")
+    assert table.title == "camvid test, 233 images, 10 classes, absent union, max_detections [1, 10, 100]"

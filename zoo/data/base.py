@@ -126,12 +126,15 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         paths = _paths(self.records[i])
         return paths[0].stem if paths else str(self.records[i])
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, any_task: bool = False) -> str:
         """SHA-256 over split, task, classes, the sorted names of the images and the sizes of their files.
 
-        Two datasets with the same fingerprint can be put into one table. It does not read the files.
+        Two datasets with the same fingerprint can be put into one table. With `any_task` it is of the dataset's own
+        class table instead, and the same for all tasks. It does not read the files.
         """
         lines = [f"{self.split} {self.task} {self.facts}", repr(self.classes), repr(self._lookup.tolist())]
+        if any_task:
+            lines = [f"{self.split} {self.facts}", repr(self.table)]
         lines += sorted(
             " ".join([self.name(i), *(str(path.stat().st_size) for path in _paths(record))])
             for i, record in enumerate(self.records)

@@ -4,7 +4,7 @@ Tables and reports are made from these files alone, so anyone can re-make them. 
 "running", adds facts as it learns them and ends with "ok", "failed" or "killed". Facts are plain JSON:
 
     schema, status, reason, process {pid, host, born}, started, finished
-    task, model, backbone, dataset {name, split, fingerprint, images}, classes [names], protocol {...}
+    task, model, backbone, dataset {name, split, fingerprint, origin, images}, classes [names], protocol {...}
     seed, overrides [..], metrics {name: fraction}, intervals {name: [low, high]}, selected_on
     cost {parameters, flops, latency_ms, peak_memory_mb, train_seconds, steps}, versions {}, weights_sha256
 """

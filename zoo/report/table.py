@@ -1,7 +1,8 @@
 """From `result.json` files to one honest table: terminal, Markdown and CSV.
 
 Runs are put into one table only where data, classes, task and protocol are the same; runs that differ in the seed
-alone become one row with mean and standard deviation; a run that crashed keeps its row, with the reason.
+alone become one row with mean and standard deviation; a run that crashed keeps its row, with the reason. Tables of
+several tasks on the same images are shown as one, with the metrics that mean the same in each of them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ COLUMNS = {
     "instance": ("AP", "AP50", "AP75", "APS", "APM", "APL", "AP_box"),
     "panoptic": ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "mIoU"),
 }
+# What a table of several tasks shows, and the choice of the protocol that decides each.
+SEVERAL = "several"
+SHARED = {"mIoU": "absent", "AP": "max_detections", "PQ": None}
 COST = {  # heading -> (fact, divisor)
     "params M": ("parameters", 1e6),
     "GFLOP": ("flops", 1e9),
@@ -39,7 +43,7 @@ COST = {  # heading -> (fact, divisor)
 }
 
 SHORT = {"pixel_accuracy": "pixel acc", "mean_accuracy": "mean acc", "boundary_IoU": "boundary"}  # terminal headings
-WORDS = ("model", "backbone", "overrides", "status")
+WORDS = ("model", "backbone", "task", "overrides", "status")
 WIDE = 200  # columns of a "terminal" that is a pipe or a file
 
 
@@ -90,6 +94,7 @@ class Table:
     task: str
     columns: tuple[str, ...]
     rows: list[Row] = field(default_factory=list)
+    parts: list[Table] = field(default_factory=list)  # of several tasks: the table of each
 
     @property
     def common(self) -> set[str]:
@@ -142,10 +147,62 @@ def tabulate(runs: Sequence[dict[str, Any]]) -> list[Table]:
     return list(tables.values())
 
 
+def across_tasks(tables: Sequence[Table]) -> list[Table]:
+    """One table in place of those of several tasks on the same images; all others as they are.
+
+    It shows what means the same whatever the task: a panoptic prediction has its mIoU and its AP too, over the same
+    classes and by the same rules as those of semantic and instance models.
+    """
+    groups: dict[str, list[Table]] = {}
+    for table in tables:
+        groups.setdefault(_images(table, tables), []).append(table)
+    return [table for group in groups.values() for table in ([_joined(group)] if _alike(group) else group)]
+
+
+def _complete(table: Table) -> dict[str, Any]:
+    """A run of the table that knew images, classes and protocol; what is known of one that crashed if there is none."""
+    runs = [run for row in table.rows for run in row.runs]
+    return next((run for run in runs if run.get("protocol")), runs[0])
+
+
+def _images(table: Table, tables: Sequence[Table]) -> str:
+    """The images of a table, whatever its task; of runs that crashed before they knew, those of the same name."""
+    run = _complete(table)
+    data = run.get("dataset", {})
+    if not run.get("protocol"):
+        named = [other["dataset"] for t in tables if (other := _complete(t)).get("protocol")]
+        data = next((other for other in named if other["name"] == data.get("name")), data)
+    return str(data.get("origin") or id(table))
+
+
+def _alike(group: Sequence[Table]) -> bool:
+    """Whether tables on the same images are of several tasks, one each, with the same classes and rules."""
+    runs = [run for run in map(_complete, group) if run.get("protocol")]
+    if len(group) < 2 or not runs or len({table.task for table in group} & COLUMNS.keys()) < len(group):
+        return False
+    for choice in filter(None, SHARED.values()):
+        if len({repr(run["protocol"].get(choice)) for run in runs} - {"None"}) > 1:
+            return False
+    whole = max((run["classes"] for run in runs), key=len)
+    return all(run["classes"] == whole or (run["task"] == "instance" and {*run["classes"]} < {*whole}) for run in runs)
+
+
+def _joined(group: Sequence[Table]) -> Table:
+    """Tables of several tasks as one, in the order of `COLUMNS`."""
+    parts = sorted(group, key=lambda table: list(COLUMNS).index(table.task))
+    runs = [run for run in map(_complete, parts) if run.get("protocol")]
+    rules = {name: value for run in runs for name, value in run["protocol"].items() if name in SHARED.values()}
+    widest = max(runs, key=lambda run: len(run["classes"]))
+    rows = [row for table in parts for row in table.rows]
+    shown = {name for row in rows for run in row.good for name in run["metrics"]}
+    columns = tuple(name for name in SHARED if name in shown)
+    return Table(_title(widest | {"protocol": rules}), SEVERAL, columns, rows, parts)
+
+
 def print_table(paths: Iterable[str | Path], console: Console | None = None) -> list[Table]:
-    """Print the tables of the results below `paths` and return them."""
+    """Print the tables of the results below `paths`, those of several tasks as one, and return them."""
     console = console or (Console() if sys.stdout.isatty() else Console(width=WIDE))
-    tables = tabulate(collect(paths))
+    tables = across_tasks(tabulate(collect(paths)))
     if not tables:
         console.print(f"no {results.FILE} there")
     for table in tables:
@@ -169,6 +226,8 @@ def _print(table: Table, console: Console) -> None:
     console.print(drawn)
     if dropped:
         console.print(f"Left out for want of room: {', '.join(dropped)}. A wider terminal or --markdown shows them.")
+    if table.parts:
+        console.print("Each task's own table, with all its columns, is what python -m zoo.report --markdown writes.")
     for row in table.rows:
         if row.status != "ok":
             console.print(Text(f"{row.name}: {row.status}"))
@@ -190,11 +249,16 @@ def _draw(table: Table, headings: Sequence[str]) -> RichTable:
 
 
 def to_markdown(table: Table, classes: bool = False) -> str:
-    """A GitHub table with its title; `classes` adds a second one with a line per class."""
+    """A GitHub table with its title; `classes` adds a second one with a line per class.
+
+    Below one of several tasks stand those of each.
+    """
     heads = _headings(table)
     lines = [f"**{_escape(table.title)}**", "", _line(heads), _line("---" for _ in heads)]
     for row in table.rows:
         lines.append(_line(f"**{_escape(text)}**" if bold else _escape(text) for text, bold in _cells(table, row)))
+    if table.parts:
+        return "\n\n".join(["\n".join(lines), *(to_markdown(part, classes) for part in table.parts)])
     if classes:
         lines += ["", *_class_lines(table)]
     return "\n".join(lines) + "\n"
@@ -202,7 +266,8 @@ def to_markdown(table: Table, classes: bool = False) -> str:
 
 def to_csv(tables: Sequence[Table]) -> str:
     """Every run with every metric (fractions) and cost, one line each."""
-    runs = [(table.title, run) for table in tables for row in table.rows for run in row.runs]
+    single = [part for table in tables for part in table.parts or [table]]
+    runs = [(table.title, run) for table in single for row in table.rows for run in row.runs]
     metrics = list(dict.fromkeys(name for _, run in runs for name in run["metrics"]))
     costs = list(dict.fromkeys(name for _, run in runs for name in run.get("cost", {})))
     text = io.StringIO()
@@ -253,13 +318,16 @@ def _title(run: dict[str, Any]) -> str:
 def _headings(table: Table) -> list[str]:
     seeds = ["seeds"] if any(len(row.runs) > 1 for row in table.rows) else []
     differ = ["overrides"] if any(row.overrides - table.common for row in table.rows) else []
-    return ["model", "backbone", *differ, *table.columns, *COST, *seeds, "status"]
+    task = ["task"] if table.parts else []
+    return ["model", "backbone", *task, *differ, *table.columns, *COST, *seeds, "status"]
 
 
 def _cells(table: Table, row: Row) -> list[tuple[str, bool]]:
     """(text, bold) for each heading."""
     first = row.runs[0]
     cells = [(str(first.get("model") or "?"), False), (str(first.get("backbone") or ""), False)]
+    if table.parts:
+        cells.append((str(first.get("task") or ""), False))
     if any(other.overrides - table.common for other in table.rows):
         cells.append((" ".join(sorted(row.overrides - table.common)), False))
     for name in table.columns:
