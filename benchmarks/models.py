@@ -34,6 +34,12 @@ fast as torchvision's kernel for planes on one thread, which has only one; the m
 matrices, and after it the predicted class alone; boxes decoded and scored for the pairs above the threshold alone; RLEs
 from the RoI grids, where theirs draws a map of the whole image for each detection. In training frozen norms are a
 product and a sum, which remember nothing. The limit is again the convolutions, and the box head's first layer.
+
+Models with queries, further: deformable attention as sums of whole cells (zoo/ops/deformable.py), six times as fast as
+samples of planes; who attends where from pixels that are resized once; masks of the last layer alone; a map of segments
+made of the kept queries, some at a time; a Swin's attention in one kernel. What is left is products of matrices: the
+backbone's, the encoder's perceptrons and the 3x3 convolution at a quarter of the size. The criterion matches all layers
+at the same points with one wait, makes the masks of pairs alone and reads the truth of all layers together.
 """
 
 from __future__ import annotations

@@ -80,14 +80,14 @@ def _by_rows(value: Tensor, sizes: Sequence[Size], centres: Tensor, offsets: Ten
     found = []
     step = queries if torch.is_grad_enabled() else CHUNK
     for start in range(0, queries, step):
-        rows = slice(start, start + step)
+        some = slice(start, start + step)
         # In cells of the bordered map: half a cell from a centre to its corner, and BEFORE.
-        x = torch.minimum((offsets[rows, ..., 0] + (around[rows, ..., 0] * width + 0.5)).clamp(min=0), width + 1)
-        y = torch.minimum((offsets[rows, ..., 1] + (around[rows, ..., 1] * height + 0.5)).clamp(min=0), height + 1)
+        x = torch.minimum((offsets[some, ..., 0] + (around[some, ..., 0] * width + 0.5)).clamp(min=0), width + 1)
+        y = torch.minimum((offsets[some, ..., 1] + (around[some, ..., 1] * height + 0.5)).clamp(min=0), height + 1)
         left, above = x.detach().floor(), y.detach().floor()
         places = ((above + top) * pitch).add_(left).to(torch.int32).add_(first).clamp_(0, last)  # no number: any
-        lower = weights[rows] * (y - above)
-        upper = weights[rows] - lower
+        lower = weights[some] * (y - above)
+        upper = weights[some] - lower
         across = x - left
         right_below, right_above = lower * across, upper * across
         shares = upper - right_above, right_above, lower - right_below, right_below
