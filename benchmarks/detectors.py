@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -30,9 +30,16 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d, box_iou
 
+import zoo
 from zoo.models.two_stage import sampling
 from zoo.structures import Batch, Instances, Masks
 
+PEERS = {
+    f"torchvision {name}": name
+    for name in ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn")
+}
+SIDE, BATCH = 800, 2  # of images in pixels; images of a training step
+COMPILES = False  # the other side
 OBJECTS, PAIRS = 12, 400
 FIRST_VERSIONS: dict[str, tuple[type[nn.Module], int]] = {
     "maskrcnn_resnet50_fpn": (detection.MaskRCNN, 91),
@@ -284,3 +291,47 @@ def same_samples() -> Iterator[None]:
         mock.patch.object(sampling, "keys", keys),
     ):
         yield
+
+
+# ---- what benchmarks/models.py asks of every kind of pairs
+
+
+def network(name: str, size: int) -> nn.Module:
+    """The other side's, without weights."""
+    return detector(PEERS[name], size)
+
+
+def first(name: str) -> str:
+    """A small pair that makes either library import all it imports."""
+    return name
+
+
+def weights_of(name: str, size: int) -> dict[str, Tensor]:
+    """Random weights with which the network computes what it would."""
+    return calibrate(PEERS[name], size)
+
+
+def case_of(name: str, batch: int, size: int, device: str) -> DetectionCase:
+    """Images and truth for the pair of this name."""
+    return DetectionCase.of(batch, size, device, classes=1 if "keypoint" in name else 90)
+
+
+def ours(name: str, state: dict[str, Tensor], size: int, device: str) -> OurDetector:
+    """Our side with these weights."""
+    learned = {} if PEERS[name] in FIRST_VERSIONS else {"frozen_stages": 0}
+    return OurDetector(zoo.load(state, test_size=size, test_limit=2 * size, **learned), device)
+
+
+def theirs(name: str, model: nn.Module, device: str) -> TheirDetector:
+    """The other side, with its weights."""
+    return TheirDetector(model, device)
+
+
+def look(model: Any, case: DetectionCase) -> None:
+    """One image through our network and its heads."""
+    model.predict(Batch.of(case.images[:1]))
+
+
+def same(theirs: TheirDetector, ours: OurDetector, case: DetectionCase) -> str:
+    """How far the two sides are from each other; ValueError where it is too far."""
+    return f"boxes differ {compare(theirs, ours, replace(case, half=False)):.0e} px"

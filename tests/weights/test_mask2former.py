@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,15 +145,44 @@ def test_known_swins_get_their_names() -> None:
     assert swin.describe(state) == {"name": "swin_base_patch4_window12_384", "dense": True}
 
 
-def test_coco_knows_its_things() -> None:
-    table = mask2former.class_table(133, None)
+def test_the_number_of_classes_names_them() -> None:
+    table, told = mask2former.class_table(133, None)
     assert not isinstance(table, int)
+    assert told == {"classes": "COCO's, panoptic"}
     assert [c.thing for c in table] == [True] * 80 + [False] * 53
-    assert (table[0].name, table[79].name) == ("person", "toothbrush")
-    named = mask2former.class_table(2, {"1": "b", "0": "a"})
+    assert [table[i].name for i in (0, 79, 80, 132)] == ["person", "toothbrush", "banner", "rug-merged"]
+    counts = {80: 80, 150: 100, 100: 100, 19: 8, 8: 8}
+    for count, things in counts.items():
+        table, _ = mask2former.class_table(count, {str(i): f"LABEL_{i}" for i in range(count)})
+        assert not isinstance(table, int)
+        assert (len(table), sum(c.thing for c in table)) == (count, things)
+    assert mask2former.class_table(65, None) == (65, {})
+
+
+def test_names_beside_the_weights_come_first() -> None:
+    named, told = mask2former.class_table(2, {"1": "b", "0": "a"})
     assert not isinstance(named, int)
-    assert [c.name for c in named] == ["a", "b"]
-    assert mask2former.class_table(19, None) == 19
+    assert ([c.name for c in named], told) == (["a", "b"], {})
+    coco, told = mask2former.class_table(133, {str(i): f"kind_{i}" for i in range(133)})
+    assert not isinstance(coco, int)
+    assert [c.thing for c in coco] == [True] * 80 + [False] * 53
+    assert (coco[132].name, told) == ("kind_132", {})
+
+
+@pytest.mark.parametrize("classes", [133, 5])
+def test_their_pickles_load(tmp_path: Path, classes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """As they are released: arrays under `model`, with detectron2's marks beside them."""
+    _, state = released("resnet18", classes)
+    file = tmp_path / "model_final.pkl"
+    file.write_bytes(pickle.dumps({"model": state, "__author__": "theirs", "matching_heuristics": True}, 2))
+    loaded, same = load(file), load(tensors(state))
+    said = capsys.readouterr().err
+    assert all(torch.equal(value, same.state_dict()[key]) for key, value in loaded.state_dict().items())
+    if classes == 133:
+        assert (loaded.task, loaded.test_size, loaded.classes[81].name) == ("panoptic", 800, "blanket")
+        assert "classes=COCO's, panoptic" in said
+    else:
+        assert (loaded.task, loaded.test_size, len(loaded.classes)) == ("semantic", None, 5)
 
 
 def test_another_backbone_has_to_be_named() -> None:

@@ -17,9 +17,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class FusedWithoutGradient(WindowAttention):
+    """timm's attention in windows, in one kernel where no gradient is recorded: with one the kernel is slower, as it
+    has none for the position biases."""
+
+    @property
+    def fused_attn(self) -> bool:  # type: ignore[override]
+        """What timm asks when it runs."""
+        return not torch.is_grad_enabled()
 
 
 class PaddedFirst(SwinTransformerBlock):
@@ -47,6 +57,7 @@ def make_dense(model: Any) -> None:
     for block in model.modules():
         if type(block) is SwinTransformerBlock:
             block.__class__ = PaddedFirst
+            block.attn.__class__ = FusedWithoutGradient
     channels = [info["num_chs"] for info in model.feature_info]
     model.stage_norms = nn.ModuleList([nn.LayerNorm(width) for width in channels])
 

@@ -21,6 +21,7 @@ from zoo.weights import (
     detectron2,
     drsleep,
     mask2former,
+    maskformer,
     mmseg,
     ours,
     pickles,
@@ -51,6 +52,7 @@ SOURCES: dict[str, Any] = {
     "wkentaro": wkentaro,
     "mmseg": mmseg,
     "Mask2Former": mask2former,
+    "MaskFormer": maskformer,
     "transformers Mask2Former": transformers_mask2former,
     "transformers MaskFormer": transformers_maskformer,
 }
@@ -66,7 +68,8 @@ def load(weights: str | Path | Weights | Mapping[str, Any], **options: Any) -> A
         weights: a file (.ckpt, .pt, .pth, .pkl, .safetensors), a folder as smp's `save_pretrained` writes it, or what
             such a file holds; or what `zoo.weights.download.locate` fetches: a name of `list_weights`,
             "hf://owner/name", an address. Ours, torchvision's segmentation models and detectors, detectron2's and
-            Detectron's two-stage detectors, smp's that the zoo has, papers' releases: see SOURCES.
+            Detectron's two-stage detectors, the authors' Mask2Former and MaskFormer (pickles) and transformers' (a
+            folder of `save_pretrained`), smp's that the zoo has, papers' releases: see SOURCES.
         options: what the checkpoint cannot tell, or should be otherwise: `classes` (their names), the model's own
             options (`align_corners`, `rates`, `flip`, `window`, ...), the backbone's (`output_stride`, `dilation`,
             `mean`, `std`), `backbone` (timm's name of an smp `tu-` encoder).

@@ -8,14 +8,14 @@ normalised with ImageNet's mean and std.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
+from zoo.data import ade20k, cityscapes, coco, coco_panoptic
 from zoo.errors import ZooError
 from zoo.structures import Class, as_classes
 from zoo.weights import swin
@@ -61,17 +61,34 @@ RESNET = (
     (r"res(\d)\.(\d+)\.conv(\d)\.norm\.", r"layer\1.\2.bn\3."),
     (r"res(\d)\.(\d+)\.conv(\d)\.", r"layer\1.\2.conv\3."),
 )
-# By the number of classes: task, the short side of test images and the limit of the long one.
-TRAINED_ON: dict[int, tuple[str, int, int]] = {
-    133: ("panoptic", 800, 1333),  # COCO
-    80: ("instance", 800, 1333),
-    150: ("semantic", 512, 2048),  # ADE20K; panoptic: 640, 2560
-    100: ("instance", 640, 2560),
-    19: ("semantic", 1024, 2048),  # Cityscapes; panoptic too
-    8: ("instance", 1024, 2048),
-    65: ("semantic", 2048, 2048),  # Mapillary Vistas
+
+
+class Trained(NamedTuple):
+    """What a number of classes tells of a release: the data set, its classes, the task, and the short side of test
+    images and the limit of the long one."""
+
+    on: str
+    classes: Sequence[Class]
+    task: str
+    size: int
+    limit: int
+
+
+def _things(classes: Sequence[Class]) -> list[Class]:
+    return [c for c in classes if c.thing]
+
+
+# ADE20K's panoptic releases (640, 2560) and Cityscapes' have as many classes as the semantic ones.
+TRAINED_ON: dict[int, Trained] = {
+    133: Trained("COCO's, panoptic", coco_panoptic.CLASSES, "panoptic", 800, 1333),
+    80: Trained("COCO's", coco.CLASSES, "instance", 800, 1333),
+    150: Trained("ADE20K's", ade20k.CLASSES, "semantic", 512, 2048),
+    100: Trained("ADE20K's things", _things(ade20k.CLASSES), "instance", 640, 2560),
+    19: Trained("Cityscapes'", cityscapes.CLASSES, "semantic", 1024, 2048),
+    8: Trained("Cityscapes' things", _things(cityscapes.CLASSES), "instance", 1024, 2048),
 }
-COCO_THINGS = 80
+MAPILLARY = 65, 2048  # Mapillary Vistas' classes, which are not named here; both sides of test images
+NO_NAME = re.compile(r"LABEL_\d+")  # what transformers calls classes that nobody named
 
 
 def recognizes(state: Mapping[str, Any]) -> bool:
@@ -85,16 +102,24 @@ def recipe(state: Mapping[str, Any], config: Mapping[str, Any] | None = None, ba
     Raises:
         ZooError: a backbone that is neither a Swin nor a ResNet of the usual kind.
     """
+    body, arguments, heads = taken_apart(state, NAMES, backbone)
+    return assemble("Mask2Former", body, heads, arguments, config or {}, "mask2former", shape_options(heads))
+
+
+def taken_apart(
+    state: Mapping[str, Any], names: Sequence[tuple[str, str]], backbone: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+    """The backbone under timm's names, its arguments, and the heads under ours, which `names` translates to.
+
+    The criterion's weights are left out.
+    """
     tensors = {_current(key): _tensor(value) for key, value in state.items() if not key.startswith("criterion.")}
     body = under(tensors, "backbone.")
-    heads = {_rename(key): value for key, value in tensors.items() if not key.startswith("backbone.")}
+    heads = {_rename(key, names): value for key, value in tensors.items() if not key.startswith("backbone.")}
     if swin.is_swin(body):
-        arguments = swin.describe(body) | ({"name": backbone} if backbone else {})
-        body = swin.rename(body)
-    else:
-        body = {_rename_resnet(key): value for key, value in body.items()}
-        arguments = {"name": backbone or name_encoder(body)}
-    return assemble("Mask2Former", body, heads, arguments, config or {}, "mask2former", shape_options(heads))
+        return swin.rename(body), swin.describe(body) | ({"name": backbone} if backbone else {}), heads
+    body = {_rename_resnet(key): value for key, value in body.items()}
+    return body, {"name": backbone or name_encoder(body)}, heads
 
 
 def assemble(
@@ -110,30 +135,34 @@ def assemble(
     if arguments["name"] is None:
         raise ZooError("this backbone is neither a Swin nor a ResNet of a usual depth: name it, zoo.load(x, backbone=)")
     count = len(heads["decoder.classify.weight"]) - 1
-    task, *sizes = TRAINED_ON.get(count, ("semantic", None, 1333))
-    assumed: dict[str, Any] = {"task": task, "test_size": sizes[0], "test_limit": sizes[1]}
+    classes, told = class_table(count, config.get("id2label"))
+    assumed: dict[str, Any] = {"task": "semantic", "test_size": None, "test_limit": 1333}
+    if count in TRAINED_ON:
+        trained = TRAINED_ON[count]
+        assumed = {"task": trained.task, "test_size": trained.size, "test_limit": trained.limit}
+    elif count == MAPILLARY[0]:
+        assumed |= {"test_size": MAPILLARY[1], "test_limit": MAPILLARY[1]}
     statistics = imagenet()
     return Recipe(
         source=source,
         name=model,
-        classes=class_table(count, config.get("id2label")),
+        classes=classes,
         backbone={**arguments, "levels": 4, **statistics},
         options={**options, **assumed},
         state={**{f"backbone.model.{key}": value for key, value in body.items()}, **heads},
-        assumed={**assumed, **statistics},
+        assumed={**told, **assumed, **statistics},
     )
 
 
-def class_table(count: int, labels: Mapping[str, str] | None) -> int | list[Class]:
-    """The classes: named by transformers' id2label if that has as many, else COCO's things where the number says so."""
-    names = [labels[key] for key in sorted(labels, key=int)] if labels and len(labels) == count else None
-    if count in (COCO_THINGS, 133):
-        coco = [name for name in MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:] if name != "N/A"]
-        names = names or coco + [f"stuff_{number}" for number in range(COCO_THINGS, count)]
-    if names is None or len(set(names)) < count:
-        return count
-    things = {133: COCO_THINGS, 80: 80, 100: 100, 8: 8}.get(count, 0)
-    return [Class(c.name, c.color, number < things) for number, c in enumerate(as_classes(names))]
+def class_table(count: int, labels: Mapping[str, str] | None) -> tuple[int | Sequence[Class], dict[str, Any]]:
+    """The classes, and what is assumed with them: named by transformers' id2label if that has as many, else those of
+    the data set that the number belongs to; which are things the number tells in both cases."""
+    trained = TRAINED_ON.get(count)
+    names = [labels[key] for key in sorted(labels, key=int)] if labels and len(labels) == count else []
+    if len(set(names)) < count or all(NO_NAME.fullmatch(name) for name in names):
+        return (trained.classes, {"classes": trained.on}) if trained else (count, {})
+    named = as_classes(names)
+    return [Class(c.name, c.color, trained is not None and trained.classes[i].thing) for i, c in enumerate(named)], {}
 
 
 def shape_options(heads: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -155,8 +184,8 @@ def _current(key: str) -> str:
     return re.sub(r"^sem_seg_head\.(?!pixel_decoder|predictor)", "sem_seg_head.pixel_decoder.", key)
 
 
-def _rename(key: str) -> str:
-    for pattern, ours in NAMES:
+def _rename(key: str, names: Sequence[tuple[str, str]]) -> str:
+    for pattern, ours in names:
         key = re.sub(f"^{pattern}", ours, key)
     return key
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.weights import mask2former
+from zoo.weights import mask2former, maskformer
 from zoo.weights.conventions import under
 from zoo.weights.recipe import Recipe
 from zoo.weights.transformers_mask2former import joined, rename, translate_backbone
@@ -63,11 +63,5 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     heads = {key: value for key, value in renamed.items() if not re.search(r"\.[qkv]_proj\.", key)}
     for kind in ("own", "cross"):
         heads |= joined(renamed, kind + ".{}_proj.", f"{kind}.in_proj_", "qkv")
-    queries, channels = heads["decoder.places"].shape
-    options = {
-        "queries": queries,
-        "channels": channels,
-        "layers": len({key.split(".")[2] for key in heads if key.startswith("decoder.layers.")}),
-        "width": len(heads["decoder.layers.0.linear1.weight"]),
-    }
+    options = maskformer.shape_options(heads)
     return mask2former.assemble("transformers", body, heads, arguments, config or {}, "maskformer", options)

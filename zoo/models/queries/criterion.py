@@ -11,8 +11,9 @@ Cheng et al., "Mask2Former", CVPR 2022, section 3.3 and appendix A, as the autho
 Masks are products of embeddings and pixels, and both a product and a bilinear sample are linear. So the matcher looks
 at pixels at its points, then multiplies, and only the masks of pairs are ever made: a tenth or so of all.
 
-Differences from the authors' code: the points an image's layers are matched at are the same for all layers (uniform and
-new for each image); costs that are no finite numbers do not stop the matching; padded masks are not made.
+Differences from the authors' code: the uniform points that an image's layers are matched at, and those that a segment's
+layers choose the doubtful ones from, are the same for all layers; costs that are no finite numbers do not stop the
+matching; padded masks are not made.
 """
 
 from __future__ import annotations
@@ -110,13 +111,18 @@ class PointCriterion(Criterion):
             if not segments.shape[1]:
                 continue
             chosen = answers.embeddings[:, image].gather(1, queries[..., None].expand(-1, -1, answers.pixels.shape[1]))
-            logits = torch.einsum("lmc,chw->lmhw", chosen, answers.pixels[image]).flatten(0, 1)
-            points = point_ops.uncertain_points(logits, self.points, self.oversample, self.importance)
-            wanted = point_ops.sample_truth(truth.masks, segments.flatten(), points, size).to(logits.dtype)
-            sampled = point_ops.sample(logits[:, None], points)[:, 0]
+            logits = chosen.transpose(0, 1) @ answers.pixels[image].flatten(1)  # (m, L, h * w)
+            logits = logits.unflatten(2, answers.pixels.shape[-2:])
+            points = point_ops.uncertain_points(logits.detach(), self.points, self.oversample, self.importance)
+            if segments.shape[1] == len(truth.masks):  # every one in every layer, in order
+                wanted = point_ops.sample_masks(truth.masks, points.flatten(1, 2), size)
+            else:
+                wanted = point_ops.sample_truth(truth.masks, segments.T.flatten(), points.flatten(0, 1), size)
+            wanted = wanted.view(points.shape[:-1]).flatten(0, 1).to(logits.dtype)
+            sampled = point_ops.sample(logits.flatten(0, 1)[:, None], points.flatten(0, 1))[:, 0]
             cross_entropy = F.binary_cross_entropy_with_logits(sampled, wanted, reduction="none").mean(-1)
             losses = torch.stack([cross_entropy, dice_loss(sampled, wanted)])
-            total = total + losses.unflatten(1, segments.shape).sum(-1)
+            total = total + losses.view(2, *points.shape[:2]).sum(1)
         return total
 
 

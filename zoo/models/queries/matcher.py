@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 class Matched(NamedTuple):
-    """The pairs of one image in every layer: queries and segments (L, m) each, m the fewer of both."""
+    """The pairs of one image in every layer: queries and segments (L, m) each, m the fewer of both, by segment."""
 
     queries: Tensor
     segments: Tensor
@@ -50,7 +50,8 @@ def assign(costs: Sequence[Tensor]) -> list[Matched]:
     flat = torch.cat([cost.float().nan_to_num(most, most, most).flatten() for cost in costs]).cpu()
     found = []
     for cost, own in zip(costs, flat.split([cost.numel() for cost in costs]), strict=True):
-        pairs = [linear_sum_assignment(layer) for layer in own.view(cost.shape).numpy()]
+        # Of the transpose: what comes first is in order.
+        pairs = [linear_sum_assignment(layer.T)[::-1] for layer in own.view(cost.shape).numpy()]
         found.append(torch.from_numpy(np.array(pairs, dtype=np.int64)))  # (L, 2, m)
     device = costs[0].device
     sent = torch.cat([pairs.flatten() for pairs in found])

@@ -173,6 +173,8 @@ class QueryModel(nn.Module):
         height, width = normalized.shape[-2:]
         factor = min(self.test_size / min(height, width), self.test_limit / max(height, width))
         size = [int(side * factor + 0.5) for side in (height, width)]
+        if size == [height, width]:
+            return normalized
         return F.interpolate(normalized, size, mode="bilinear", align_corners=False, antialias=True)
 
     def _trial(self, normalized: Tensor) -> Tensor:

@@ -60,13 +60,8 @@ class DeformableAttention(nn.Module):
         value = self.value(cells).unflatten(-1, (self.heads, -1))
         offsets = self.offsets(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
         weights = self.weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
-        weights = weights.unflatten(-1, (self.levels, self.points)).transpose(1, 2)
-        grids = []
-        for level, (rows, columns) in enumerate(sizes):
-            step = offsets.new_tensor([2 / columns, 2 / rows])
-            around = (2 * centres - 1).to(offsets.dtype)[:, None, None]
-            grids.append((around + offsets[..., level, :, :] * step).transpose(1, 2))
-        return self.output(deformable_attention(value, sizes, grids, weights))
+        weights = weights.unflatten(-1, (self.levels, self.points))
+        return self.output(deformable_attention(value, sizes, centres, offsets, weights))
 
 
 class EncoderLayer(nn.Module):

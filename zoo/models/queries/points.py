@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 from zoo.masks import Size
 
+CHUNK = 2**22  # pixels of masks that are made floats at once: what caches hold, and few for an accelerator
+CHUNK_ELSEWHERE = 2**27
+
 
 def draw(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Uniform points (*shape, 2): x and y in [0, 1]."""
@@ -23,7 +26,7 @@ def sample_truth(masks: Tensor, rows: Tensor, points: Tensor, size: Size) -> Ten
     """Rows (M,) of binary masks (n, h, w) at points (M or 1, P, 2) of an image of `size`: float32 (M, P).
 
     The same as `sample` of masks that are padded with zeros to `size` and made floats, without padding, copying or
-    widening any: four bytes are read for each point.
+    widening any: four bytes are read for each point. For points that masks share, or masks that several rows share.
     """
     _, height, width = masks.shape
     flat = masks.view(torch.uint8).flatten()
@@ -45,16 +48,30 @@ def sample_truth(masks: Tensor, rows: Tensor, points: Tensor, size: Size) -> Ten
     return total
 
 
+def sample_masks(masks: Tensor, points: Tensor, size: Size) -> Tensor:
+    """Each of the binary masks (n, h, w) at its own points (n, P, 2) of an image of `size`: (n, P), as `sample_truth`.
+
+    For many points: masks are made floats, some of them at a time, and read by a kernel.
+    """
+    missing = (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1])
+    some = max(1, (CHUNK if masks.device.type == "cpu" else CHUNK_ELSEWHERE) // (size[0] * size[1]))
+    parts = zip(masks.split(some), points.split(some), strict=True)
+    return torch.cat(
+        [sample(F.pad(own, missing).to(own_points.dtype)[:, None], own_points)[:, 0] for own, own_points in parts]
+    )
+
+
 @torch.no_grad()
 def uncertain_points(masks: Tensor, count: int, oversample: float, importance: float) -> Tensor:
-    """`count` points for each of the mask logits (M, h, w): (M, count, 2).
+    """`count` points for each of the mask logits (M, L, h, w), L layers' of M segments: (M, L, count, 2).
 
     Of `oversample` times as many uniform ones those where the logit is nearest to 0, a share `importance` of the
-    count; the rest is drawn anew.
+    count; the rest is drawn anew. A segment's layers choose among the same ones.
     """
     many, chosen = int(count * oversample), int(importance * count)
     candidates = draw((len(masks), many), masks.device)
-    doubt = sample(masks[:, None], candidates)[:, 0].abs()
-    nearest = doubt.topk(chosen, 1, largest=False, sorted=False).indices
-    picked = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
-    return torch.cat([picked, draw((len(masks), count - chosen), masks.device)], 1)
+    doubt = sample(masks, candidates).abs_()
+    nearest = doubt.topk(chosen, 2, largest=False, sorted=False).indices[..., None].expand(-1, -1, -1, 2)
+    picked = candidates[:, None].expand(-1, masks.shape[1], -1, -1).gather(2, nearest)
+    fresh = draw((len(masks), count - chosen), masks.device)[:, None]
+    return torch.cat([picked, fresh.expand(-1, masks.shape[1], -1, -1)], 2)
