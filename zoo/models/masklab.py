@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -46,7 +46,9 @@ from zoo.errors import ZooError
 from zoo.masks import Masks
 from zoo.models.backbone import Backbone
 from zoo.models.dilation import dilate_blocks
+from zoo.models.layers import resize
 from zoo.models.mask_rcnn import check_masks, cut_out
+from zoo.models.semantic import evaluating
 from zoo.models.two_stage.boxes import full
 from zoo.models.two_stage.conventions import CONVENTIONS, Conventions
 from zoo.models.two_stage.deformable_crop import DeformableCrop
@@ -57,7 +59,7 @@ from zoo.models.two_stage.neck import Conv, LastLevel
 from zoo.models.two_stage.roi import RoIPooler, numbered
 from zoo.models.two_stage.sampling import Regions, Truth, keys
 from zoo.models.two_stage.stages import dense_last_stage, keep_statistics
-from zoo.structures import Class, Instances, Size
+from zoo.structures import Batch, Class, Instances, Size
 
 BOX_CROP = 14
 CHUNK = 64  # boxes whose masks are computed at once in prediction: 140 MB of conv1 and conv2
@@ -166,7 +168,7 @@ class MaskLab(FasterRCNN):
         refined = [(backbone.channels[level - 1], backbone.strides[level - 1]) for level in self.refine_levels]
         options = (refine_convs, refine_channels, refine_kernel, crop_size, self.conventions)
         self.refine = Refinement(refined, *options) if refined else None
-        self.mask_samples = mask_samples
+        self.mask_samples, self.directions = mask_samples, directions
         self.coarse_weight, self.refined_weight = coarse_weight, refined_weight
 
     def create_box_head(self) -> nn.Module:
@@ -240,6 +242,39 @@ class MaskLab(FasterRCNN):
         rois = numbered(boxes)
         return [*super().probe(pyramid, boxes), *self.masks(pyramid, rois, rois[:, 0].long() * 0)]
 
+    @torch.no_grad()
+    def explain(self, batch: Batch) -> list[Explanation | None]:
+        """What leads to the mask of the best object of each image, for pictures; None where there is none."""
+        found: list[Explanation | None] = []
+        with evaluating(self):
+            for row, (size, original) in enumerate(zip(batch.sizes, batch.original_sizes, strict=True)):
+                pixels = batch.images[row : row + 1, :, : size[0], : size[1]]
+                normalized = self._resized(self.backbone.normalize(pixels))
+                found.append(self._explained(normalized, original))
+        return found
+
+    def _explained(self, normalized: Tensor, original: Size) -> Explanation | None:
+        seen = (normalized.shape[-2], normalized.shape[-1])
+        dense = self.look(normalized)
+        proposals = self._propose(dense, self.anchors(dense.pyramid, seen), [seen])
+        (found,) = self.classify(dense.pyramid, proposals, [seen])
+        if not len(found.scores):
+            return None
+        rois, label = numbered([found.boxes[:1]]), found.labels[:1]
+        stride = self.neck.strides[0]
+        whole = [side * stride for side in dense.pyramid[1].shape[-2:]]
+        logits = resize(resize(full(dense.pyramid[1]), whole)[..., : seen[0], : seen[1]], original)[0]
+        semantic, direction = self.mask_head.split(logits)
+        return Explanation(
+            box=self.rescale(found.boxes[:1], seen, original)[0][0],
+            label=int(label),
+            score=float(found.scores[0]),
+            semantic=None if semantic is None else semantic[label[0]],
+            direction=None if direction is None else direction.unflatten(0, (self.directions, -1)),
+            read=full(self.mask_head.read(dense.pyramid[1], rois, label))[0],
+            masks=[full(x)[0] for x in self.masks(dense.pyramid, rois, label)],
+        )
+
     # ---- what differs from the skeleton
 
     def train(self, mode: bool = True) -> MaskLab:
@@ -255,6 +290,27 @@ class MaskLab(FasterRCNN):
                 "conv5: build it with levels=5; use resnet*, resnext*, regnet*, efficientnet* or mobilenetv2*"
             )
         return LastLevel(self.backbone.channels[-2], self.backbone.strides[-2])
+
+
+@dataclass
+class Explanation:
+    """What leads to the mask of one object; all are logits.
+
+    Attributes:
+        box, label, score: of the object, (4,) in the image.
+        semantic: (H, W) of its class, over the whole image; None without them.
+        direction: (directions, bins, H, W) over the whole image; None without them.
+        read: (1 or 2, s, s) what the object's box has of semantic and direction logits, pooled.
+        masks: (s, s) each, coarse and, if there is one, refined.
+    """
+
+    box: Tensor
+    label: int
+    score: float
+    semantic: Tensor | None
+    direction: Tensor | None
+    read: Tensor
+    masks: list[Tensor]
 
 
 class StageBoxHead(MeanBoxHead):

@@ -136,6 +136,11 @@ class DirectionMaskHead(nn.Module):
         """conv5 (B, C, h, w) -> (B, K + 32, h, w): semantic, then direction logits."""
         return torch.cat([layer(x) for layer in (self.semantic, self.direction) if layer is not None], 1)
 
+    def split(self, logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Of a map (K + 32, ...) of one image the semantic and the direction logits, None for those there are not."""
+        count = 0 if self.semantic is None else self.semantic.out_channels
+        return logits[:count] if count else None, None if self.direction is None else logits[count:]
+
     def read(self, logits: Tensor, rois: Tensor, labels: Tensor) -> Tensor:
         """Of regions (R, 5) the logits of the class and those of directions, pooled: (R, 2, s, s), or one of both.
 
