@@ -283,7 +283,6 @@ class MaskLab(FasterRCNN):
         return self
 
     def _neck(self) -> LastLevel:
-        dense_last_stage(self.backbone)
         if len(self.backbone.channels) != 5:
             raise ZooError(
                 f"backbone {self.backbone.name} gives {len(self.backbone.channels)} maps, where MaskLab needs conv1 to "
