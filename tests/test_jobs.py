@@ -234,7 +234,7 @@ def test_predict_reads_pictures_as_the_training_did(
 ) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(jobs, "load", lambda *_, **__: None)
-    monkeypatch.setattr(jobs, "predict_input", lambda *_, alpha, **given: seen.update(given))
+    monkeypatch.setattr(jobs, "predict_input", lambda *_, alpha, explain, **given: seen.update(given))
     if saved is not None:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump({"dataset": saved}))
     config = composed("predict", f"checkpoint={tmp_path}/a.ckpt", "input=b.png", "device=cpu", *options)

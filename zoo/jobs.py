@@ -189,7 +189,8 @@ def predict(fabric: Fabric, config: Config, out: Path, overrides: list[str]) -> 
     trained = _trained_on(config["checkpoint"]) or {}
     reading = {name: trained.get(name) if config[name] is None else config[name] for name in ("exif", "maximum")}
     given = {name: value for name, value in reading.items() if value is not None}
-    predict_input(model, Path(config["input"]).expanduser(), out, fabric, alpha=config["alpha"], **given)
+    given |= {"alpha": config["alpha"], "explain": config["explain"]}
+    predict_input(model, Path(config["input"]).expanduser(), out, fabric, **given)
 
 
 JOBS: dict[str, Callable[[Any, Config, Path, list[str]], None]] = {

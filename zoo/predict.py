@@ -15,6 +15,7 @@ from zoo.data import coco_panoptic
 from zoo.data.files import IMAGE_SUFFIXES, Exif, images_in, read_image
 from zoo.data.panoptic_file import PanopticWriter
 from zoo.errors import ZooError, unknown
+from zoo.report.explain import draw_explanation
 from zoo.report.visualize import draw
 from zoo.structures import Batch, Instances, Panoptic, Semantic
 
@@ -30,6 +31,7 @@ def predict_input(
     alpha: float = 0.6,
     exif: Exif = "ignore",
     maximum: int = 65535,
+    explain: bool = False,
 ) -> list[Path]:
     """Predict a picture, every picture of a folder, or every frame of a video.
 
@@ -43,11 +45,14 @@ def predict_input(
         alpha: share of colour in the overlay, in [0, 1].
         exif: "ignore" or "apply" the orientation of photographs, as the training did.
         maximum: the value of 16-bit pictures that becomes 1.0, as in the training.
+        explain: of pictures also write `<name>_explain.png`, what leads to the best object's mask, if the model can say.
 
     Returns the overlays. Raises ZooError where the source is neither of them or cannot be read.
     """
     if exif not in ("ignore", "apply"):
         raise unknown("exif", exif, ("ignore", "apply"))
+    if explain and not hasattr(model, "explain"):
+        raise ZooError(f"explain=true: {model.header['name']} has nothing to show beside its prediction; masklab has")
     if not source.exists():
         raise ZooError(f"input {source} does not exist: give a picture, a folder of pictures or a video")
     model = fabric.to_device(model).eval()
@@ -67,7 +72,18 @@ def predict_input(
             overlays.append(out / f"{name}_overlay.png")
             _write(overlays[-1], draw(image, target, model.classes, alpha)[..., ::-1])
             print(overlays[-1], flush=True)
+            if explain:
+                _explain(model, image, out / f"{name}_explain.png", fabric)
     return overlays
+
+
+def _explain(model: Any, image: Image, path: Path, fabric: Any) -> None:
+    """The picture of what leads to the best object's mask; none where there is no object."""
+    with fabric.autocast(), torch.inference_mode():
+        (found,) = model.explain(Batch.of([image]).to(fabric.device))
+    if found is not None:
+        _write(path, draw_explanation(image, found, model.classes)[..., ::-1])
+        print(path, flush=True)
 
 
 def _panoptic_file(model: Any, out: Path) -> AbstractContextManager[PanopticWriter | None]:

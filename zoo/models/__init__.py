@@ -20,6 +20,7 @@ from zoo.models.lraspp import LRASPP
 from zoo.models.mask2former import Mask2Former
 from zoo.models.mask_rcnn import MaskRCNN
 from zoo.models.maskformer import MaskFormer
+from zoo.models.masklab import MaskLab
 from zoo.models.pspnet import PSPNet
 from zoo.models.refinenet import RefineNet
 from zoo.models.unet import UNet
@@ -38,6 +39,7 @@ MODELS: dict[str, type] = {
     "mask2former": Mask2Former,
     "mask_rcnn": MaskRCNN,
     "maskformer": MaskFormer,
+    "masklab": MaskLab,
     "pspnet": PSPNet,
     "refinenet": RefineNet,
     "unet": UNet,

@@ -7,6 +7,7 @@ LargeFOV network, for VGG; Chen et al., Rethinking Atrous Convolution (2017), se
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 from torch import nn
@@ -112,6 +113,18 @@ def stride_first_convolutions(name: str, model: Any) -> None:
         )
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def dilate_blocks(stage: nn.Module, rates: Iterable[int]) -> None:
+    """Give the blocks of a stage these rates, in turn: the first block the first, again from there if there are more.
+
+    Raises ZooError for a rate below 1.
+    """
+    rates = list(rates)
+    if not rates or min(rates) < 1:
+        raise ZooError(f"rates {rates} of a stage's blocks: give one or more whole numbers of 1 or more")
+    for block, rate in zip(stage.children(), cycle(rates), strict=False):
+        _set_dilation(block, rate)
 
 
 def _apply_multi_grid(name: str, stage: Sequence[nn.Module], rate: int, factors: Sequence[int]) -> None:

@@ -27,7 +27,7 @@ class FusedWithoutGradient(WindowAttention):
     has none for the position biases."""
 
     @property
-    def fused_attn(self) -> bool:  # type: ignore[override]
+    def fused_attn(self) -> bool:  # type: ignore[misc]
         """What timm asks when it runs."""
         return not torch.is_grad_enabled()
 

@@ -103,7 +103,7 @@ def panel(
         "prediction": _overlay(picture, predicted, classes, alpha),
         f"error ({100 * share:.1f} %)": _error_picture(picture, kinds, true.striped_map),
     }
-    row = _row({heading: _shrink(tile) for heading, tile in tiles.items()}, title)
+    row = side_by_side({heading: _shrink(tile) for heading, tile in tiles.items()}, title)
     return np.concatenate([row, _legend(_entries(true, predicted, kinds, classes), row.shape[1])])
 
 
@@ -257,7 +257,8 @@ def _enlarge(ids: Any, times: int) -> Any:
     return ids.repeat(times, 0).repeat(times, 1)
 
 
-def _row(tiles: dict[str, Picture], title: str | None) -> Picture:
+def side_by_side(tiles: dict[str, Picture], title: str | None) -> Picture:
+    """Pictures of one size in a row, their headings above, and above all a title if there is one."""
     first = next(iter(tiles.values()))
     height, width = first.shape[0], first.shape[1]
     top = LINE * (2 if title else 1) + GAP

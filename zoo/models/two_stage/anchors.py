@@ -51,9 +51,12 @@ class Anchors(nn.Module):
         return torch.promote_types(self.get_buffer("cell0").dtype, torch.float32)
 
     def forward(self, maps: Sequence[Tensor], padded: Size) -> list[Tensor]:
-        """Per level the anchors (h * w * A, 4), by rows, columns, then shapes, for images padded to (H, W)."""
+        """Per level the anchors (h * w * A, 4), by rows, columns, then shapes, for images padded to (H, W).
+
+        Maps beyond those of `strides` are for other parts of the model.
+        """
         found = []
-        for level, (x, stride) in enumerate(zip(maps, self.strides, strict=True)):
+        for level, (x, stride) in enumerate(zip(maps, self.strides, strict=False)):
             cell = self.get_buffer(f"cell{level}").to(self.dtype)
             height, width = x.shape[-2:]
             steps = (padded[0] // height, padded[1] // width) if self.inferred else (stride, stride)

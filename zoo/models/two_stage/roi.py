@@ -41,16 +41,15 @@ class RoIPooler(nn.Module):
         self.conventions = conventions
 
     def forward(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        numbered = [torch.cat([torch.full_like(own[:, :1], image), own], 1) for image, own in enumerate(boxes)]
-        rois = torch.cat(numbered)
+        rois = numbered(boxes)
         if len(self.strides) == 1:
-            return self._pool(maps[0], rois, self.strides[0])
+            return self.crop(maps[0], rois, self.strides[0])
         # Sorted by level, so that one wait for four numbers replaces one wait for each level.
         levels = self.levels(rois[:, 1:])
         order = levels.argsort(stable=True)
         counts = torch.bincount(levels, minlength=len(self.strides)).tolist()
         parts = zip(maps, rois[order].split(counts), self.strides, strict=False)
-        return torch.cat([self._pool(*part) for part in parts])[order.argsort()]
+        return torch.cat([self.crop(*part) for part in parts])[order.argsort()]
 
     def levels(self, boxes: Tensor) -> Tensor:
         """Of boxes (R, 4) the index into `strides`: 224 pixels belong to stride 16, twice as much to twice that."""
@@ -60,7 +59,8 @@ class RoIPooler(nn.Module):
         first, last = (round(math.log2(stride)) for stride in (self.strides[0], self.strides[-1]))
         return level.clamp(first, last).long() - first
 
-    def _pool(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
+    def crop(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
+        """Of one map (B, C, h, w) and regions (R, 5), image and box -> (R, C, size, size)."""
         wide = full(x)
         rois = rois.to(wide.dtype)
         if self.pooling == "pool":
@@ -68,6 +68,11 @@ class RoIPooler(nn.Module):
         ratio, aligned = self.conventions.sampling_ratio, self.conventions.aligned
         align = align_by_rows if x.device.type == "cpu" else roi_align
         return align(wide, rois, self.size, 1 / stride, ratio, aligned).to(x.dtype)
+
+
+def numbered(boxes: Sequence[Tensor]) -> Tensor:
+    """Boxes (n, 4) of each image as regions (R, 5): the image's number, then the box."""
+    return torch.cat([torch.cat([torch.full_like(own[:, :1], image), own], 1) for image, own in enumerate(boxes)])
 
 
 def align_by_rows(x: Tensor, rois: Tensor, size: int, scale: float, ratio: int, aligned: bool) -> Tensor:
@@ -130,14 +135,14 @@ def _bins(
         alike = (points == points.new_tensor([across, down])).all(1).nonzero()[:, 0]
         for own in alike.split(max(1, CHUNK // (count * size**2))):
             image = rois[own, 0].long()[:, None, None, None, None] * (height * width)
-            xs, of_x = _cells(start[own, 0], extent[own, 0], size, across, width)
-            ys, of_y = _cells(start[own, 1], extent[own, 1], size, down, height)
+            xs, of_x = neighbours(start[own, 0], extent[own, 0], size, across, width)
+            ys, of_y = neighbours(start[own, 1], extent[own, 1], size, down, height)
             cells = image + ys[:, :, None, :, None] * width + xs[:, None, :, None, :]
             weights = of_y[:, :, None, :, None] * of_x[:, None, :, None, :]  # (r, size, size, 2 down, 2 across)
             yield own, cells.view(-1, count), weights.view(-1, count)
 
 
-def _cells(start: Tensor, extent: Tensor, size: int, points: int, length: int) -> tuple[Tensor, Tensor]:
+def neighbours(start: Tensor, extent: Tensor, size: int, points: int, length: int) -> tuple[Tensor, Tensor]:
     """Along one axis the two cells beside each point of each bin, and their weights: (R, size, 2 * points) each."""
     steps = (torch.arange(size * points, device=start.device, dtype=start.dtype) + 0.5) / points
     place = start[:, None] + steps * (extent[:, None] / size)
@@ -147,4 +152,4 @@ def _cells(start: Tensor, extent: Tensor, size: int, points: int, length: int) -
     far = place - low
     cells = torch.stack([low, (low + 1).clamp(max=length - 1)], -1).long()
     weights = torch.stack([1 - far, far], -1) * (inside.to(place.dtype) / points)[..., None]
-    return cells.view(len(start), size, -1), weights.view(len(start), size, -1)
+    return cells.view(len(start), size, 2 * points), weights.view(len(start), size, 2 * points)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
@@ -32,6 +34,41 @@ def before_last_stage(backbone: Backbone, normalized: Tensor) -> Tensor:
         normalized, indices=backbone.indices[-2:-1], stop_early=True, output_fmt="NCHW", intermediates_only=True
     )
     return x
+
+
+def dense_last_stage(backbone: Backbone) -> nn.Module:
+    """The modules that make the last map of a dilated backbone of the one before, which has the same stride.
+
+    They are those between the modules that give the two maps, and shown to be by running them. Raises ZooError for
+    backbones of another make.
+    """
+    if backbone.taps != "getter" or len(backbone.strides) < 2 or backbone.strides[-1] != backbone.strides[-2]:
+        raise _no_dense_stage(backbone)
+    records: Any = backbone.model.feature_info
+    before, last = (records[index]["module"] for index in backbone.indices[-2:])
+    parent, _, name = last.rpartition(".")
+    children = dict(backbone.model.get_submodule(parent).named_children())
+    names = list(children)
+    if before.rpartition(".")[0] != parent:
+        raise _no_dense_stage(backbone)
+    own = [children[key] for key in names[names.index(before.rpartition(".")[2]) + 1 : names.index(name) + 1]]
+    stage = own[0] if len(own) == 1 else nn.Sequential(*own)
+    like = next(stage.parameters(), None)
+    if like is None:  # of a VGG's last maps one is the other's ReLU
+        raise _no_dense_stage(backbone)
+    with evaluating(backbone), torch.no_grad():
+        ramp = torch.linspace(-1, 1, 64 * 64, dtype=like.dtype, device=like.device).view(1, 1, 64, 64)
+        maps = backbone.extract(ramp.expand(1, backbone.mean.shape[1], -1, -1))
+        if not torch.allclose(stage(maps[-2]), maps[-1], rtol=1e-3, atol=1e-5):
+            raise _no_dense_stage(backbone)
+    return stage
+
+
+def _no_dense_stage(backbone: Backbone) -> ZooError:
+    return ZooError(
+        f"backbone {backbone.name} (strides {backbone.strides}) has no dilated last stage that could run on regions: "
+        "use resnet*, resnext*, regnet*, efficientnet* or mobilenetv2* at output_stride=8 or 16"
+    )
 
 
 class FrozenNorm(nn.BatchNorm2d):
@@ -71,7 +108,7 @@ def freeze(backbone: Backbone, stages: int, norms: bool) -> None:
     keep_statistics(backbone)
 
 
-def keep_statistics(backbone: Backbone) -> None:
+def keep_statistics(backbone: nn.Module) -> None:
     """Put the batch norms whose weights are not trained into evaluation mode."""
     for module in backbone.modules():
         if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
