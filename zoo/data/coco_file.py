@@ -10,11 +10,9 @@ parsed when the image is read.
 from __future__ import annotations
 
 import json
-import mmap
 import re
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +21,13 @@ import torch
 from numpy.typing import NDArray
 
 from zoo.data.annotations import BadAnnotation, Keypoints, Note, checked_runs, to_rle
+from zoo.data.coco_document import Document, Table
 from zoo.data.pairs import shown
 from zoo.errors import ZooError
 from zoo.structures import Class, Instances, Masks, Size, as_classes
 
 CROWDED = 0.9
 """The share of crowds above which they are no crowds: an annotation tool wrote iscrowd=1 on every brush mask."""
-
-_SEGMENTATION = re.compile(rb'"segmentation"\s*:\s*(\[\s*\{|\[|\{)')
-_COLON = re.compile(r"\s*:\s*")
-_SPACE = re.compile(r"\s*")
-_BETWEEN = re.compile(r"\s*([,\]}])\s*")
-_NAN = float("nan")
-_NO_BOX, _NO_PLACE = (_NAN,) * 4, (0, 0)
-_CROWD = (0, 1, None)
 
 
 class CocoFile:
@@ -65,13 +56,13 @@ class CocoFile:
 
     def __init__(self, path: Path, with_keypoints: bool = False, crowd_as_object: bool = False) -> None:
         self.path, self.notes = path, list[Note]()
-        document = _Document(path)
+        document = Document(path)
         self.bytes = document.size
         self.has_truth = document.annotations is not None
         self.classes, number, self.keypoints = _categories(document, with_keypoints)
         self.category_ids = [id for id, label in sorted(number.items(), key=lambda item: item[1]) if label >= 0]
         self.facts = f"{path.name} {document.size} crowd_as_object={crowd_as_object} keypoints={with_keypoints}"
-        table = document.annotations or _Table()
+        table = document.annotations or Table()
         image_ids = self._set_images(document.images)
         self._place(table, image_ids, number, with_keypoints)
         self._warn(crowd_as_object)
@@ -182,7 +173,7 @@ class CocoFile:
             raise ZooError(f"{self.path}: {said}, not two numbers of pixels") from error
         return {image["id"]: i for i, image in enumerate(images)}
 
-    def _place(self, table: _Table, image_ids: dict[Any, int], number: dict[Any, int], with_keypoints: bool) -> None:
+    def _place(self, table: Table, image_ids: dict[Any, int], number: dict[Any, int], with_keypoints: bool) -> None:
         """Fills the columns of annotations, sorted by image."""
         columns = {"id": table.ids, "image_id": table.images, "category_id": table.categories}
         for name, ids in columns.items():
@@ -211,7 +202,7 @@ class CocoFile:
         self.has_masks = bool(self._places[:, 1].any()) or not len(order)
         self._points = None if self.keypoints is None else self._keypoints(table, order)
 
-    def _keypoints(self, table: _Table, order: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _keypoints(self, table: Table, order: NDArray[np.int64]) -> NDArray[np.float32]:
         """(A, P, 3), all 0 for annotations without."""
         assert self.keypoints is not None
         wanted = 3 * len(self.keypoints.names)
@@ -271,9 +262,7 @@ class CocoFile:
             self.notes.append(Note(self.path, problem, int(where.sum()), example, advice))
 
 
-def _categories(
-    document: _Document, with_keypoints: bool
-) -> tuple[tuple[Class, ...], dict[Any, int], Keypoints | None]:
+def _categories(document: Document, with_keypoints: bool) -> tuple[tuple[Class, ...], dict[Any, int], Keypoints | None]:
     """The class table, the label of each category id (-1: no class), the keypoints."""
     path, listed = document.path, document.categories
     for k, category in enumerate(listed):
@@ -315,174 +304,3 @@ def _color(value: Any) -> tuple[int, int, int] | None:
 
 def _twice(values: Sequence[Any]) -> Any:
     return next(value for value, times in Counter(values).items() if times > 1)
-
-
-# ---- parsing ----------------------------------------------------------------------------------------------------
-
-
-class _Table:
-    """The annotations of a file in its order, as columns."""
-
-    def __init__(self) -> None:
-        self.ids: list[Any] = []
-        self.images: list[Any] = []
-        self.categories: list[Any] = []
-        self.crowd, self.areas, self.boxes = array("b"), array("d"), array("d")
-        self.places = array("q")  # start and length of the segmentation, 0 and 0 without; -1 - k for the k-th other
-        self.others: list[Any] = []  # lists of RLEs, and what will not be understood
-        self.points, self.point_counts = array("f"), array("i")
-
-    def add(self, annotation: dict[str, Any]) -> None:
-        """One annotation; KeyError, TypeError or ValueError where it cannot be one."""
-        get = annotation.get
-        box = get("bbox") or _NO_BOX
-        if len(box) != 4:
-            raise ValueError(f"its bbox is {box}, not [x, y, width, height]")
-        self.ids.append(annotation["id"])
-        self.images.append(annotation["image_id"])
-        self.categories.append(annotation["category_id"])
-        crowd = get("iscrowd")
-        if crowd not in _CROWD:
-            raise ValueError(f"its iscrowd is {crowd!r}, not 0 or 1")  # and "0" would count as true
-        self.crowd.append(1 if crowd else 0)
-        area = get("area")
-        self.areas.append(_NAN if area is None else area)
-        self.boxes.extend(box)
-        segmentation = get("segmentation") or _NO_PLACE
-        if len(segmentation) != 2 or not isinstance(segmentation[0], int):
-            self.others.append(segmentation)
-            segmentation = (-len(self.others), 1 - len(self.others))
-        self.places.extend((segmentation[0], segmentation[1] - segmentation[0]))
-        points = get("keypoints")
-        if points:
-            self.points.extend(points)
-        self.point_counts.append(len(points) if points else 0)
-
-
-class _Document:
-    """The parts of a COCO file. `annotations` is None where it has no such list."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.images: list[Any] = []
-        self.categories: list[Any] = []
-        self.annotations: _Table | None = None
-        try:
-            with path.open("rb") as file:
-                self.size = file.seek(0, 2)
-                if not self.size:
-                    raise ZooError(f"{path}: the file is empty")
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    text = _without_outlines(data)
-            self._parse(text)
-        except OSError as error:
-            raise ZooError(f"{path}: cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise ZooError(f"{path}: is no JSON in UTF-8 ({error})") from error
-        except json.JSONDecodeError as error:
-            raise self._broken(error) from error
-
-    def _parse(self, text: str) -> None:
-        reader = _Reader(text)
-        if text.startswith("[", reader.at):
-            raise ZooError(f"{self.path}: is a list (of results?), not COCO's images, annotations and categories")
-        for key in reader.members():
-            if key == "annotations":
-                self.annotations = _Table()
-                for annotation in reader.elements():
-                    self._add(annotation)
-            elif key in ("images", "categories"):
-                setattr(self, key, list(reader.elements()))
-            else:
-                reader.value()
-
-    def _add(self, annotation: Any) -> None:
-        assert self.annotations is not None
-        try:
-            self.annotations.add(annotation)
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            known = isinstance(annotation, dict) and "id" in annotation
-            which = f"annotation {annotation['id']}" if known else f"annotation number {len(self.annotations.ids) + 1}"
-            said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise BadAnnotation(f"{self.path}: {which} is broken: {said}") from error
-
-    def _broken(self, error: json.JSONDecodeError) -> ZooError:
-        count = 0 if self.annotations is None else len(self.annotations.ids)
-        last = f" (the last has id {self.annotations.ids[-1]})" if self.annotations is not None and count else ""
-        if not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated"):
-            return ZooError(f"{self.path}: cut short after {count} annotations{last}; copy or export it again")
-        return ZooError(f"{self.path}: is no JSON after {count} annotations{last}: {error.msg}")
-
-
-class _Reader:
-    """Walks through a JSON text: one value at a time, so that what was looked at can go."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.at = text, _SPACE.match(text, 0).end()  # type: ignore[union-attr]
-        self._decode: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().raw_decode
-
-    def value(self) -> Any:
-        value, self.at = self._decode(self.text, self.at)
-        return value
-
-    def members(self) -> Iterator[str]:
-        """The keys of an object; the caller takes each value."""
-        for _ in self._items("{", "}"):
-            key = self.value()
-            colon = _COLON.match(self.text, self.at)
-            if colon is None or not isinstance(key, str):
-                raise json.JSONDecodeError("Expecting ':' delimiter", self.text, self.at)
-            self.at = colon.end()
-            yield key
-
-    def elements(self) -> Iterator[Any]:
-        """The values of a list; none where null stands."""
-        if self.text.startswith("null", self.at):
-            self.at += 4
-            return
-        for _ in self._items("[", "]"):
-            value, self.at = self._decode(self.text, self.at)
-            yield value
-
-    def _items(self, opening: str, closing: str) -> Iterator[None]:
-        if not self.text.startswith(opening, self.at):
-            raise json.JSONDecodeError(f"Expecting {opening}", self.text, self.at)
-        self.at = _SPACE.match(self.text, self.at + 1).end()  # type: ignore[union-attr]
-        if self.text.startswith(closing, self.at):
-            self.at += 1
-            return
-        while True:
-            yield
-            found = _BETWEEN.match(self.text, self.at)
-            if found is None or found[1] not in (",", closing):
-                raise json.JSONDecodeError("Expecting ',' delimiter", self.text, self.at)
-            if found[1] == closing:
-                self.at = found.start(1) + 1
-                return
-            self.at = found.end()
-
-
-def _without_outlines(data: mmap.mmap) -> str:
-    """The text of a COCO file, each segmentation replaced by its place, [start, end]; empty ones by []."""
-    pieces, copied = [], 0
-    while found := _SEGMENTATION.search(data, copied):
-        start, end = found.start(1), found.end()
-        if found[1] == b"[":
-            # A list holds numbers and brackets alone, so the last bracket before a quote or a brace closes it.
-            brace = data.find(b"}", end)
-            quote = data.find(b'"', end, brace) if brace >= 0 else data.find(b'"', end)
-            end = data.rfind(b"]", start, quote if quote >= 0 else brace if brace >= 0 else len(data)) + 1
-        elif found[1] == b"{":
-            end = data.find(b"}", end) + 1
-        if end <= start:  # cut short
-            break
-        pieces.append(data[copied:start])
-        if found[1] not in (b"[", b"{"):  # nothing inside, or a list of RLEs
-            pieces.append(found[1])
-        elif end - start < 8 and not data[start:end].strip(b"[]{} \t\r\n"):
-            pieces.append(b"[]")
-        else:
-            pieces.append(b"[%d,%d]" % (start, end))
-        copied = end
-    pieces.append(data[copied:])
-    return b"".join(pieces).decode("utf-8-sig")
