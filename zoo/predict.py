@@ -45,7 +45,7 @@ def predict_input(
         alpha: share of colour in the overlay, in [0, 1].
         exif: "ignore" or "apply" the orientation of photographs, as the training did.
         maximum: the value of 16-bit pictures that becomes 1.0, as in the training.
-        explain: of pictures also write `<name>_explain.png`, what leads to the best object's mask, if the model says so.
+        explain: of pictures also write `<name>_explain.png`, what leads to the best object's mask, if the model can.
 
     Returns the overlays. Raises ZooError where the source is neither of them or cannot be read.
     """
