@@ -70,9 +70,11 @@ def heat(logits: Tensor) -> Picture:
 def directions(logits: Tensor) -> Picture:
     """Direction logits (directions, bins, H, W) as colours (H,W,3): the hue of their mean direction, whitened by doubt.
 
-    Each direction counts with the largest probability among its rings. White is where none is likely, or opposite ones.
+    Each direction counts with the largest probability among its rings, beyond what all directions of a ring share: near
+    a centre all are likely. White is where none is likelier than the others, or opposite ones are.
     """
-    weights = logits.float().sigmoid().amax(1).cpu()
+    shares = logits.float().sigmoid().cpu()
+    weights = (shares - shares.amin(0)).amax(1)
     angles = (torch.arange(len(weights)) + 0.5) * (2 * torch.pi / len(weights))
     right, up = (torch.einsum("ahw,a->hw", weights, side) for side in (angles.cos(), angles.sin()))
     strength = torch.hypot(right, up) / weights.sum(0).clamp(min=1)
