@@ -35,7 +35,8 @@ def test_colours_of_logits() -> None:
 
 def test_hues_are_directions_and_doubt_is_white() -> None:
     """Each of four directions by itself gives its own hue; all alike give none."""
-    logits = torch.full((4, 2, 1, 5), -20.0)
+    logits = torch.full((4, 3, 1, 5), -20.0)
+    logits[:, 2] = 20.0  # a ring that is everywhere, in all directions
     for sector in range(4):
         logits[sector, sector % 2, 0, sector] = 20.0
     logits[:, 0, 0, 4] = 20.0

@@ -1,8 +1,8 @@
 """The picture that explains a mask, as the figures of MaskLab's paper: what the pixels are, where they point, the mask.
 
 Logits are coloured by their probability: blue is less than a half, white a half, red more. Directions are hues, with
-the wheel in the corner: a pixel whose hue is that of the wheel's right lies right of the centre it belongs to; grey
-pixels point nowhere.
+the wheel in the corner: a pixel whose hue is that of the wheel's right lies right of the centre it belongs to; where
+directions contradict each other it is white.
 """
 
 from __future__ import annotations
@@ -70,12 +70,14 @@ def heat(logits: Tensor) -> Picture:
 def directions(logits: Tensor) -> Picture:
     """Direction logits (directions, bins, H, W) as colours (H,W,3): the hue of their mean direction, whitened by doubt.
 
-    Each direction counts with the largest probability among its rings.
+    Each direction counts with the largest probability among its rings, beyond what all directions of a ring share: near
+    a centre all are likely. White is where none is likelier than the others, or opposite ones are.
     """
-    weights = logits.float().sigmoid().amax(1).cpu()
+    shares = logits.float().sigmoid().cpu()
+    weights = (shares - shares.amin(0)).amax(1)
     angles = (torch.arange(len(weights)) + 0.5) * (2 * torch.pi / len(weights))
     right, up = (torch.einsum("ahw,a->hw", weights, side) for side in (angles.cos(), angles.sin()))
-    strength = torch.hypot(right, up) / torch.hypot(right, up).amax().clamp(min=1e-6)
+    strength = torch.hypot(right, up) / weights.sum(0).clamp(min=1)
     return _hues(torch.atan2(up, right).numpy(), strength.numpy())
 
 
