@@ -26,8 +26,8 @@ class FusedWithoutGradient(WindowAttention):
     """timm's attention in windows, in one kernel where no gradient is recorded: with one the kernel is slower, as it
     has none for the position biases."""
 
-    @property
-    def fused_attn(self) -> bool:  # type: ignore[misc]
+    @property  # type: ignore[misc]  # a constant there
+    def fused_attn(self) -> bool:
         """What timm asks when it runs."""
         return not torch.is_grad_enabled()
 

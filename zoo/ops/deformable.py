@@ -40,7 +40,8 @@ def deformable_attention(
     """
     by_rows = value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64)
     if by_rows and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-        return torch.stack([_by_rows(own, sizes, centres, *rest) for own, *rest in zip(value, offsets, weights)])  # noqa: B905
+        images = zip(value, offsets, weights, strict=True)
+        return torch.stack([_by_rows(own, sizes, centres, *rest) for own, *rest in images])
     return _by_maps(value, sizes, centres, offsets, weights)
 
 
@@ -75,15 +76,18 @@ def _by_rows(value: Tensor, sizes: Sequence[Size], centres: Tensor, offsets: Ten
     top = value.new_tensor(tops[:-1])[:, None]
     height, width = (value.new_tensor(side)[:, None] for side in zip(*sizes, strict=True))
     around = centres.to(value.dtype)[:, None, None, None]  # (N, 1, 1, 1, 2)
+    shift = BEFORE - 0.5  # a cell's number is where its corner is, its value is that of its centre
     neighbours = (0, 1, pitch, pitch + 1)
     last = len(cells) - 1 - neighbours[-1]
     found = []
     step = queries if torch.is_grad_enabled() else CHUNK
     for start in range(0, queries, step):
         some = slice(start, start + step)
-        # In cells of the bordered map: half a cell from a centre to its corner, and BEFORE.
-        x = torch.minimum((offsets[some, ..., 0] + (around[some, ..., 0] * width + 0.5)).clamp(min=0), width + 1)
-        y = torch.minimum((offsets[some, ..., 1] + (around[some, ..., 1] * height + 0.5)).clamp(min=0), height + 1)
+        # The cell above and left of a place, of the bordered map.
+        x = torch.minimum((offsets[some, ..., 0] + (around[some, ..., 0] * width + shift)).clamp(min=0), width + BEFORE)
+        y = torch.minimum(
+            (offsets[some, ..., 1] + (around[some, ..., 1] * height + shift)).clamp(min=0), height + BEFORE
+        )
         left, above = x.detach().floor(), y.detach().floor()
         places = ((above + top) * pitch).add_(left).to(torch.int32).add_(first).clamp_(0, last)  # no number: any
         lower = weights[some] * (y - above)
