@@ -105,8 +105,8 @@ def test_the_demo_is_of_three_tasks() -> None:
     assert check("train", get_args_parser().parse_args(command.split())) == 4
     models = command.split()[1].removeprefix("model=").split(",")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        jobs = [hydra.compose("train", [f"model={model}", "experiment=demo"]) for model in models]
-    assert [job.task.name for job in jobs] == ["semantic", "semantic", "instance", "panoptic"]
+        configs = [hydra.compose("train", [f"model={model}", "experiment=demo"]) for model in models]
+    assert [config.task.name for config in configs] == ["semantic", "semantic", "instance", "panoptic"]
 
 
 def test_the_papers_have_their_recipes() -> None:
