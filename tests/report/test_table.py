@@ -263,12 +263,12 @@ def test_a_crash_stands_with_the_other_tasks(tmp_path: Path) -> None:
 
 def test_the_tasks_of_a_dataset_stand_together(tmp_path: Path) -> None:
     """What datasets and metrics themselves say of a task fits the others'."""
-    for number, (task, score) in enumerate({"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}.items()):
+    for number, (task, best) in enumerate({"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}.items()):
         dataset = create_dataset("scenes", split="test", task=task, length=2)
         data = DATA | {"fingerprint": dataset.fingerprint(), "origin": dataset.fingerprint(any_task=True)}
         protocol = create_metric(task, dataset.classes, **dataset.metric_options).protocol
         classes = [c.name for c in dataset.classes]
-        facts = {"task": task, "dataset": data, "protocol": protocol, "classes": classes, "metrics": {score: 0.5}}
+        facts = {"task": task, "dataset": data, "protocol": protocol, "classes": classes, "metrics": {best: 0.5}}
         run(tmp_path / str(number), task, 0, **facts)
     (table,) = across_tasks(tabulate(collect([tmp_path])))
     assert table.columns == ("mIoU", "AP", "PQ")

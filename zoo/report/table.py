@@ -191,7 +191,7 @@ def _joined(group: Sequence[Table]) -> Table:
     """Tables of several tasks as one, in the order of `COLUMNS`."""
     parts = sorted(group, key=lambda table: list(COLUMNS).index(table.task))
     runs = [run for run in map(_complete, parts) if run.get("protocol")]
-    rules = {name: value for run in runs for name, value in run["protocol"].items() if name in SHARED.values()}
+    rules = {rule: run["protocol"][rule] for rule in SHARED.values() for run in runs if rule in run["protocol"]}
     widest = max(runs, key=lambda run: len(run["classes"]))
     rows = [row for table in parts for row in table.rows]
     shown = {name for row in rows for run in row.good for name in run["metrics"]}
