@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from graph import in_graph
 from torch import Tensor, nn
 
 from zoo.data import create_dataset
@@ -75,20 +76,6 @@ def nothing(task: str, size: int = SIZE) -> Any:
     """Truth without a segment."""
     void = Panoptic(torch.zeros(size, size), [VOID])
     return convert(void, task)
-
-
-def in_graph(loss: Tensor) -> set[int]:
-    """ids of the parameters that `loss` depends on."""
-    seen, found, todo = set(), set(), [loss.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        todo += [parent for parent, _ in node.next_functions]
-    return found
 
 
 def evenly(shape: tuple[int, int], device: torch.device) -> Tensor:
