@@ -55,7 +55,7 @@ def run(command: str, out: Path, *words: str) -> dict[str, Any]:
 def test_two_photographs_from_png_to_png(data_root: Path, tmp_path: Path) -> None:
     root = data_root / "coco_sample"
     if not root.is_dir():
-        pytest.skip(f"no {root}")
+        pytest.skip(f"the real datasets have no {root.name} at {root} (set ZOO_TEST_DATA)")
     trained = run("train", tmp_path / "run", "experiment=coco_sample_cpu", f"dataset.root={root}", *SMALL)
     assert trained["dataset"]["images"] == 2
     assert trained["classes"] == [c.name for c in CLASSES]
