@@ -101,8 +101,24 @@ def rows(what: str, times: dict[str, float], units: int, targets: dict[str, floa
         yield f"{what}: {name}", 1000 * each / units, each / ours, goal
 
 
-def ap_from_rle(kind: str, count: int, detections: int | None) -> Iterator[Row]:
-    """RLEs in, COCO's twelve numbers out, loading included."""
+@dataclass
+class Records:
+    """A workload as RLEs: for each image labels and RLEs of the truth, labels, scores and RLEs found; and as COCO's."""
+
+    images: list[Any]
+    truth: dict[str, Any]
+    results: list[dict[str, Any]]
+
+    def evaluate(self, metric: InstanceMetric) -> dict[str, float]:
+        """What our metric says."""
+        for number, (true_labels, true, labels, scores, found) in enumerate(self.images):
+            prediction = Instances(Masks.from_rle(found, SIZE), labels, scores)
+            metric.update([prediction], [Instances(Masks.from_rle(true, SIZE), true_labels)], [number])
+        return metric.compute()
+
+
+def records_of(count: int, detections: int | None) -> Records:
+    """A workload as RLEs."""
     records: list[Any] = []
     images, annotations, results = [], [], []
     for number, image in enumerate(workload(count, detections)):
@@ -115,23 +131,24 @@ def ap_from_rle(kind: str, count: int, detections: int | None) -> Iterator[Row]:
         for label, score, rle in zip(image.labels.tolist(), image.scores.tolist(), found, strict=True):
             results.append({"image_id": number, "category_id": label, "score": score, "segmentation": rle})
     categories = [{"id": k, "name": str(k)} for k in range(CLASSES)]
-    truth = {"images": images, "annotations": annotations, "categories": categories}
+    return Records(records, {"images": images, "annotations": annotations, "categories": categories}, results)
+
+
+def ap_from_rle(kind: str, count: int, detections: int | None) -> Iterator[Row]:
+    """RLEs in, COCO's twelve numbers out, loading included."""
+    records = records_of(count, detections)
 
     def ours() -> dict[str, float]:
-        metric = InstanceMetric(CLASSES, boxes=False)
-        for number, (true_labels, true, labels, scores, found) in enumerate(records):
-            prediction = Instances(Masks.from_rle(found, SIZE), labels, scores)
-            metric.update([prediction], [Instances(Masks.from_rle(true, SIZE), true_labels)], [number])
-        return metric.compute()
+        return records.evaluate(InstanceMetric(CLASSES, boxes=False))
 
     def official() -> Run:
-        fresh, loaded = copy.deepcopy((truth, results)), COCO()
+        fresh, loaded = copy.deepcopy((records.truth, records.results)), COCO()
         return lambda: _summarized(loaded, fresh, COCOeval)
 
     def faster() -> Run:
         import faster_coco_eval
 
-        fresh = copy.deepcopy((truth, results))
+        fresh = copy.deepcopy((records.truth, records.results))
         return lambda: _summarized(faster_coco_eval.COCO(fresh[0]), fresh, faster_coco_eval.COCOeval_faster)
 
     contenders: dict[str, Callable[[], Run]] = {"ours": lambda: ours, "pycocotools": official}
@@ -216,6 +233,12 @@ def roi_grids(count: int = 100) -> Iterator[Row]:
     yield from rows("a RoI grid to RLE", seconds(contenders), count, {list(contenders)[2]: 6.0})
 
 
+def eroded(mask: NDArray[np.uint8], distance: int) -> NDArray[np.uint8]:
+    """A boundary by the algorithm of boundary-iou-api: the whole image in a ring of zeros, d erosions by 3x3."""
+    padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    return mask - cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1]
+
+
 def boundaries(count: int = 12) -> Iterator[Row]:
     """Masks to their boundaries, 2 % of the diagonal wide: of all detections of some images."""
     masks = np.concatenate([each.found for each in workload(count, None)])
@@ -224,20 +247,50 @@ def boundaries(count: int = 12) -> Iterator[Row]:
     def ours() -> list[rle_ops.Crop]:
         return [boundary_crop(rle_ops.crop_dense(mask), distance) for mask in masks]
 
-    def eroded(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The algorithm of boundary-iou-api: the whole image in a ring of zeros, d erosions by 3x3."""
-        padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-        return mask - cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1]
-
     def theirs() -> list[NDArray[np.uint8]]:
-        return [eroded(mask.view(np.uint8)) for mask in masks]
+        return [eroded(mask.view(np.uint8), distance) for mask in masks]
 
     for (crop, left, top), full in zip(ours(), theirs(), strict=True):
         drawn = np.zeros(SIZE, bool)
         drawn[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
         assert np.array_equal(drawn, full), "the boundaries differ"
     contenders = {"ours": lambda: ours, "boundary-iou-api's algorithm": lambda: theirs}
-    yield from rows("a mask's boundary", seconds(contenders), len(masks), {"boundary-iou-api's algorithm": 5.0})
+    yield from rows("a dense mask's boundary", seconds(contenders), len(masks), {"boundary-iou-api's algorithm": 5.0})
+
+
+class BoundaryEval(COCOeval):
+    """Boundary AP by the algorithm of boundary-iou-api: each mask's boundary as an RLE, overlaps the lesser IoU."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for each in (*self._gts.values(), *self._dts.values()):
+            for one in each:
+                mask = eroded(coco.decode(one["segmentation"]), boundary_distance(SIZE))
+                one["boundary"] = coco.encode(np.asfortranarray(mask))
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        true = self._gts[imgId, catId]
+        found = sorted(self._dts[imgId, catId], key=lambda one: -one["score"])[: self.params.maxDets[-1]]
+        if not true or not found:
+            return []
+        parts = ([[one[key] for one in each] for each in (found, true)] for key in ("segmentation", "boundary"))
+        return np.minimum(*(coco.iou(*each, [0] * len(true)) for each in parts))
+
+
+def boundary_ap(count: int = 40) -> Iterator[Row]:
+    """RLEs in, boundary AP out (and ours says the AP of masks too)."""
+    records = records_of(count, None)
+
+    def ours() -> dict[str, float]:
+        return records.evaluate(InstanceMetric(CLASSES, boxes=False, boundary=0.02))
+
+    def theirs() -> Run:
+        fresh = copy.deepcopy((records.truth, records.results))
+        return lambda: _summarized(COCO(), fresh, BoundaryEval)
+
+    assert abs(ours()["AP_boundary"] - theirs()()[0]) < 1e-9, "boundary AP differs"
+    contenders: dict[str, Callable[[], Run]] = {"ours": lambda: ours, "boundary-iou-api's algorithm": theirs}
+    yield from rows(f"boundary AP from RLE, {count} images", seconds(contenders), count, {list(contenders)[1]: 5.0})
 
 
 def table() -> Iterator[Row]:
@@ -247,3 +300,4 @@ def table() -> Iterator[Row]:
     yield from ap_from_dense(40)
     yield from roi_grids()
     yield from boundaries()
+    yield from boundary_ap()

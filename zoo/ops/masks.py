@@ -26,7 +26,6 @@ Rle = dict[str, Any]
 Counts = NDArray[np.int64]
 Crop = tuple[NDArray[np.bool_], int, int]
 
-BAND = 16  # rows that are looked through for pixels at once
 _any = np.logical_or.reduce  # `any` is a wrapper of it that costs as much as a small array
 
 
@@ -322,22 +321,16 @@ def crop_dense(mask: NDArray[np.bool_]) -> Crop:
 
 def _rows_with_pixels(mask: NDArray[np.bool_]) -> tuple[int, int]:
     """The first row of a mask (H,W) that has a pixel, and the one after the last; equal if none has."""
-    height, width = mask.shape
-    if height < BAND or not width or not mask.flags.c_contiguous:
+    width = mask.shape[1]
+    if not mask.flags.c_contiguous or not mask.size:
         rows = np.flatnonzero(_any(mask, axis=1))
         return (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
     flat = mask.reshape(-1)
     first = int(flat.argmax())
     if not flat[first]:
         return 0, 0
-    # NumPy starts anew for each row of a reduction: first bands of rows from below, then the rows of one band.
-    top = first // width
-    count = min(-(-(height - top) // BAND), height // BAND)
-    bands = _any(mask[height - count * BAND :].reshape(count, BAND * width), axis=1)[::-1]
-    below = int(bands.argmax())
-    last = height - BAND * (below if bands[below] else count)
-    rows = _any(mask[max(last - BAND, 0) : last], axis=1)
-    return top, last - int(rows[::-1].argmax())
+    last = first + flat[first:].tobytes().rfind(b"\1")  # NumPy finds first pixels fast, bytes last ones
+    return first // width, last // width + 1
 
 
 def _runs(crop: NDArray[np.bool_], left: int, top: int, size: Size) -> Counts:
