@@ -86,8 +86,9 @@ class MaskLab(FasterRCNN):
         mask_samples: guess. At most this many true boxes of an image are drawn for the mask losses, for memory's sake:
             as many as regions for the box head.
         coarse_weight, refined_weight: guess. Of the two mask losses; the paper gives no formula, 1 is the plain sum.
-        conventions, rpn_convs, anchor_sizes, anchor_ratios, rpn_samples, roi_samples, test_proposals, score_threshold,
-            nms_threshold, detections, frozen_norm, norm_epsilon, test_size, test_limit: of `FasterRCNN`.
+        conventions, rpn_convs, anchor_sizes, anchor_ratios, rpn_samples, roi_samples, rpn_candidates, test_proposals,
+            score_threshold, nms_threshold, detections, frozen_norm, norm_epsilon, test_size, test_limit: of
+            `FasterRCNN`.
         frozen_stages: of `FasterRCNN`, which counts maps: 2 is conv1 and conv2, detectron2's FREEZE_AT=2.
     """
 
@@ -125,6 +126,7 @@ class MaskLab(FasterRCNN):
         anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         rpn_samples: int = 256,
         roi_samples: int = 64,
+        rpn_candidates: int | None = None,
         test_proposals: int = 300,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
@@ -141,9 +143,9 @@ class MaskLab(FasterRCNN):
         super().__init__(
             classes, backbone, variant="c4", conventions=conventions, rpn_convs=rpn_convs, anchor_sizes=anchor_sizes,
             anchor_ratios=anchor_ratios, rpn_samples=rpn_samples, roi_samples=roi_samples,
-            test_proposals=test_proposals, score_threshold=score_threshold, nms_threshold=nms_threshold,
-            detections=detections, frozen_stages=frozen_stages, frozen_norm=frozen_norm, norm_epsilon=norm_epsilon,
-            test_size=test_size, test_limit=test_limit,
+            rpn_candidates=rpn_candidates, test_proposals=test_proposals, score_threshold=score_threshold,
+            nms_threshold=nms_threshold, detections=detections, frozen_stages=frozen_stages, frozen_norm=frozen_norm,
+            norm_epsilon=norm_epsilon, test_size=test_size, test_limit=test_limit,
         )  # fmt: skip
         stage = dense_last_stage(backbone)
         self.box_head.stage = copy.deepcopy(stage)  # now, when norms and what is trained of them are decided

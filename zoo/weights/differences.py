@@ -39,7 +39,7 @@ TRAINING = {
 # ... they are how one chooses to predict, or they are taken over with the weights (and `levels` is the model's need).
 CHOSEN = {
     "detections", "flip", "levels", "mean", "nms_threshold", "object_threshold", "overlap", "overlap_threshold",
-    "scales", "score_threshold", "std", "test_limit", "test_proposals", "test_size", "window",
+    "rpn_candidates", "scales", "score_threshold", "std", "test_limit", "test_proposals", "test_size", "window",
 }  # fmt: skip
 IGNORED = TOLD | TRAINING | CHOSEN
 

@@ -84,6 +84,8 @@ class FasterRCNN(nn.Module):
         anchor_ratios: heights over widths.
         box_convs, box_fcs, box_width: convolutions, hidden layers and their width in the box head ("c4" has none).
         rpn_samples, roi_samples: anchors and regions of each image that the losses look at.
+        rpn_candidates: proposals of each level, the best ones, among which suppression chooses; None: 2000 in training
+            and 1000 in prediction with a pyramid, 12000 and 6000 without.
         test_proposals: regions of each image that are looked at in prediction.
         score_threshold: detections score more than this.
         nms_threshold: of two detections of a class with a higher overlap one is dropped.
@@ -121,6 +123,7 @@ class FasterRCNN(nn.Module):
         box_width: int = 1024,
         rpn_samples: int = 256,
         roi_samples: int = 512,
+        rpn_candidates: int | None = None,
         test_proposals: int = 1000,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
@@ -135,6 +138,8 @@ class FasterRCNN(nn.Module):
         if variant not in VARIANTS:
             raise unknown("variant", variant, VARIANTS)
         counts = {"rpn_samples": rpn_samples, "roi_samples": roi_samples, "test_proposals": test_proposals}
+        if rpn_candidates is not None:
+            counts["rpn_candidates"] = rpn_candidates
         for name, count in {**counts, "detections": detections, "channels": channels, "test_limit": test_limit}.items():
             if count < 1:
                 raise ZooError(f"{name}={count}: give 1 or more")
@@ -149,7 +154,7 @@ class FasterRCNN(nn.Module):
         self.box_options = {"convs": box_convs, "fcs": box_fcs, "width": box_width}
         self.box_head = self.create_box_head()
         self.rpn_samples, self.roi_samples = rpn_samples, roi_samples
-        self.test_proposals = test_proposals
+        self.rpn_candidates, self.test_proposals = rpn_candidates, test_proposals
         self.score_threshold, self.nms_threshold, self.detections = score_threshold, nms_threshold, detections
         self.test_size, self.test_limit = test_size, test_limit
         for module in backbone.modules():
@@ -338,8 +343,9 @@ class FasterRCNN(nn.Module):
         else:
             after = self.test_proposals
             before = 1000 if self.variant == "fpn" else 6000
+        before = self.rpn_candidates or max(before, after)
         found = dense.objectness, dense.offsets
-        return propose(*found, anchors, sizes, max(before, after), after, self.conventions, training)
+        return propose(*found, anchors, sizes, before, after, self.conventions, training)
 
     def _trial(self, normalized: Tensor) -> Tensor:
         """Everything the network gives for a small image and a box on it, in one row."""
