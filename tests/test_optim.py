@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -44,6 +45,35 @@ def test_backbone_has_its_own_rate() -> None:
     groups = by_name(model, create_optimizer(model, "sgd", lr=0.1, backbone_lr_factor=0.1))
     for name, group in groups.items():
         assert group["lr"] == group["initial_lr"] == pytest.approx(0.01 if name.startswith("backbone") else 0.1)
+
+
+def test_copies_of_a_part_of_the_backbone_have_its_rate() -> None:
+    model = Model()
+    model.copy = copy.deepcopy(model.backbone)
+    model.backbone_copies = ("copy.",)
+    groups = by_name(model, create_optimizer(model, "sgd", lr=0.1, backbone_lr_factor=0.1))
+    rates = {name.split(".")[0]: group["lr"] for name, group in groups.items()}
+    assert rates == pytest.approx({"backbone": 0.01, "copy": 0.01, "head": 0.1})
+
+
+@pytest.mark.parametrize(("name", "options"), [("adamw", {}), ("adam", {}), ("sgd", {"nesterov": True})])
+def test_one_pass_over_the_weights_steps_as_many_do(name: str, options: dict) -> None:
+    torch.manual_seed(0)
+    ours = Model().double()
+    theirs = copy.deepcopy(ours)
+    fused, plain = (
+        create_optimizer(m, name, lr=0.1, **options, **e) for m, e in ((ours, {}), (theirs, {"fused": False}))
+    )
+    assert fused.defaults["fused"]
+    assert not plain.defaults["fused"]
+    for _ in range(3):
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        fused.step()
+        plain.step()
+    for (key, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12, msg=key)
 
 
 def test_all_is_decayed_on_wish_but_what_a_module_excludes() -> None:

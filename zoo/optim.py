@@ -41,7 +41,8 @@ def create_optimizer(
         lr: learning rate of the heads.
         weight_decay: for matrices and kernels.
         momentum: for optimizers that have it.
-        backbone_lr_factor: learning rate of the backbone over that of the heads.
+        backbone_lr_factor: learning rate of the backbone, and of the parts that the model names in `backbone_copies`,
+            over that of the heads.
         layer_decay: the rate falls by this factor for each layer of the backbone from its last to its first (BEiT,
             Bao et al. 2022, appendix), the layers as timm groups them.
         bias_lr_factor: learning rate of the biases of convolutions and linear layers over that of their weights (2 in
@@ -85,10 +86,11 @@ def _rates(
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
     }
+    pretrained = ("backbone.", *getattr(model, "backbone_copies", ()))
     return {
         name: lr
         * scales.get(name, 1.0)
-        * (backbone_lr_factor if name.startswith("backbone.") else 1.0)
+        * (backbone_lr_factor if name.startswith(pretrained) else 1.0)
         * (bias_lr_factor if name in biases else 1.0)
         for name, _ in model.named_parameters()
     }

@@ -94,6 +94,7 @@ class MaskLab(FasterRCNN):
 
     needs: ClassVar[dict[str, Any]] = {"output_stride": 8, "levels": 5, "dilation": "full"}
     natural_backbone: ClassVar[str] = "resnet101"
+    backbone_copies: ClassVar[tuple[str, ...]] = ("box_head.stage.",)  # its weights are the backbone's at first
     # Crop and resize is TensorFlow's: one point in each cell.
     presets: ClassVar[Mapping[str, Conventions]] = {
         name: replace(own, sampling_ratio=1) for name, own in CONVENTIONS.items()
