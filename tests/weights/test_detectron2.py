@@ -83,7 +83,7 @@ class Everything(nn.Module):
         return some.sign() * some.abs().log1p()
 
 
-@pytest.mark.parametrize("name", ["mask_fpn", "mask_c4", "mask_dc5", "mask_gn"])
+@pytest.mark.parametrize("name", ["mask_fpn", "mask_c4", "mask_dc5", "mask_x101", "mask_gn"])
 def test_the_numbers_that_were_compared_with_the_source(name: str, fpn: tuple[dict[str, Tensor], Any]) -> None:
     model = fpn[1] if name == "mask_fpn" else zoo.load(narrow(name))
     check(f"detectron2_{name}", Everything(model))
