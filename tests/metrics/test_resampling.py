@@ -13,7 +13,7 @@ import torch
 from coco_reference import evaluate, random_image
 
 from zoo.errors import ZooError
-from zoo.metrics import InstanceMetric, Metric, PanopticMetric, SemanticMetric, instance, resampling
+from zoo.metrics import InstanceMetric, Metric, PanopticMetric, SemanticMetric, create_metric, instance, resampling
 from zoo.structures import VOID, Class, Instances, Panoptic, Semantic
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools against NumPy 2
@@ -133,7 +133,7 @@ def test_what_is_kept_gives_the_same_replicates(kind: str) -> None:
     metric, file = made[kind], io.BytesIO()
     np.savez_compressed(file, **{name: rows.numpy() for name, rows in metric.kept().items()})
     file.seek(0)
-    again = type(metric)(metric.classes)
+    again = create_metric(kind, metric.classes, **metric.protocol)  # which a result has
     with np.load(file) as tables:
         again.restore(tables)
     np.testing.assert_array_equal(again.resampled(metric.main, 30), metric.resampled(metric.main, 30))
