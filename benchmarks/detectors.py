@@ -23,6 +23,7 @@ from unittest import mock
 import numpy as np
 import torch
 from pycocotools import mask as coco
+from spread import SPREAD
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import detection
@@ -44,15 +45,6 @@ OBJECTS, PAIRS = 12, 400
 FIRST_VERSIONS: dict[str, tuple[type[nn.Module], int]] = {
     "maskrcnn_resnet50_fpn": (detection.MaskRCNN, 91),
     "keypointrcnn_resnet50_fpn": (detection.KeypointRCNN, 2),
-}
-# How far the outputs of heads spread over the regions of an image.
-SPREAD = {
-    "rpn.head.cls_logits": 2.0,
-    "rpn.head.bbox_pred": 0.4,
-    "roi_heads.box_predictor.cls_score": 3.0,
-    "roi_heads.box_predictor.bbox_pred": 1.0,
-    "roi_heads.mask_predictor.mask_fcn_logits": 3.0,
-    "roi_heads.keypoint_predictor.kps_score_lowres": 3.0,
 }
 
 

@@ -29,6 +29,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from zoo.metrics import InstanceMetric
 from zoo.metrics.boundary import boundary_crop, boundary_distance
+from zoo.metrics.matching import T
 from zoo.ops import masks as rle_ops
 from zoo.structures import Instances, Masks
 
@@ -293,6 +294,30 @@ def boundary_ap(count: int = 40) -> Iterator[Row]:
     yield from rows(f"boundary AP from RLE, {count} images", seconds(contenders), count, {list(contenders)[1]: 5.0})
 
 
+def interval(detections: int = 40_000, classes: int = 20, images: int = 2000, replicates: int = 200) -> Iterator[Row]:
+    """The bootstrap over images from tables as an evaluation leaves them: half of the detections find an object."""
+    rng = np.random.default_rng(0)
+    of, objects = (np.bincount(rng.integers(0, images, n), minlength=images) for n in (detections, detections // 2))
+    scores = rng.random(detections).astype(np.float32)
+    reached = rng.integers(0, T + 1, detections) * (rng.random(detections) < scores)  # thresholds
+    hits = (1 << reached) - 1
+    metric = InstanceMetric(classes, boxes=False)
+    metric.restore(
+        {
+            "ids": np.arange(images),
+            "statistics": np.stack([of, objects, 0 * of], 1),
+            "truths": np.stack([rng.integers(0, classes, objects.sum()), np.ones(objects.sum())], 1).astype(np.int32),
+            "detections": np.stack([rng.integers(0, classes, detections), 0 * hits], 1).astype(np.int32),
+            "scores": scores,
+            "masks_outcomes": np.stack([hits, ((1 << T) - 1) - hits], 1),
+        }
+    )
+    times = seconds({"ours": lambda: lambda: metric.interval("AP", replicates)})
+    yield from rows(
+        f"interval of AP, {replicates} replicates, {detections} detections of {classes} classes", times, 1, {}
+    )
+
+
 def table() -> Iterator[Row]:
     """All comparisons: what, milliseconds, ratio to ours, and whether a target is met."""
     yield from ap_from_rle("detector", 400, None)
@@ -301,3 +326,4 @@ def table() -> Iterator[Row]:
     yield from roi_grids()
     yield from boundaries()
     yield from boundary_ap()
+    yield from interval()

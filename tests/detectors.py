@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,15 +27,7 @@ SMALL = {
     "box_batch_size_per_image": 32,
     "box_detections_per_img": 10,
 }
-# How far the outputs of heads spread over the regions of an image.
-SPREAD = {
-    "rpn.head.cls_logits": 2.0,
-    "rpn.head.bbox_pred": 0.4,
-    "roi_heads.box_predictor.cls_score": 3.0,
-    "roi_heads.box_predictor.bbox_pred": 1.0,
-    "roi_heads.mask_predictor.mask_fcn_logits": 3.0,
-    "roi_heads.keypoint_predictor.kps_score_lowres": 3.0,
-}
+SPREAD = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "spread.py"))["SPREAD"]
 
 
 def published(name: str, frozen: bool = False) -> nn.Module:

@@ -153,6 +153,9 @@ def test_result_holds_the_run(trained: Trained) -> None:
     with np.load(trained.out / "statistics.npz") as rows:
         assert rows["ids"].tolist() == list(range(12))
         assert rows["statistics"].shape[:2] == (12, {"instance": 3, "panoptic": 10}[trained.task])
+    intervals = {"instance": ["AP", "AP_box"], "panoptic": ["PQ"]}[trained.task]
+    assert list(facts["intervals"]) == intervals
+    assert all(0 <= low <= high <= 1 for low, high in facts["intervals"].values())
     assert len(list((trained.out / "pictures").glob("*.png"))) == 8
 
 

@@ -259,10 +259,9 @@ def _report(
     fabric: Fabric, model: Any, dataset: Dataset, metric: Metric, scores: dict[str, float], out: Path
 ) -> dict[str, Any]:
     """Write statistics and pictures of an evaluation, and return its facts; collective, rank 0 writes."""
-    interval = getattr(metric, "interval", None)
     facts: dict[str, Any] = {
         "metrics": scores,
-        "intervals": {metric.main: list(interval(metric.main))} if interval else {},
+        "intervals": {name: list(metric.interval(name)) for name in metric.measured},
         "protocol": metric.protocol,
     }
     save_statistics(metric, out / "statistics.npz")

@@ -185,11 +185,12 @@ def save_pictures(fabric: Fabric, model: Any, dataset: Dataset, folder: Path) ->
 
 
 def save_statistics(metric: Metric, path: Path) -> None:
-    """Per-image sufficient statistics: arrays "ids" (N,) and "statistics" (N, ...); collective, rank 0 writes."""
-    ids, rows = metric.rows()
+    """What `metric` keeps, the arrays "ids" (N,), "statistics" (N, ...) and others; collective, rank 0 writes."""
+    kept = metric.kept()
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         with checkpoint.replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, ids=ids.cpu().numpy(), statistics=rows.cpu().numpy())
+            arrays: dict[str, Any] = {name: rows.cpu().numpy() for name, rows in kept.items()}
+            np.savez_compressed(file, **arrays)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 import trees
+from PIL import Image
 from tiny import cpu
 
 from zoo.data import create_dataset
 from zoo.data.cityscapes import CLASSES, IDS, segments
 from zoo.data.loader import evaluation_loader
+from zoo.data.panoptic_file import PanopticFile, read_numbers
 from zoo.engine import evaluate
 from zoo.errors import ZooError
-from zoo.metrics import SemanticMetric
+from zoo.metrics import PanopticMetric, SemanticMetric
 from zoo.models import create_model
 from zoo.structures import VOID, Semantic
 
@@ -126,6 +131,59 @@ def test_panoptic_truth_agrees_with_the_labels(root: Path) -> None:
         # one segment for each of 19 ids below 1000 and 7 objects; caravans and trailers are void
         assert len(truth.labels) == 1 + 19 + 7
         assert int(truth.crowd.sum()) == 8
+
+
+def converted(root: Path, split: str) -> Path:
+    """The official conversion by its rules: a JSON and PNGs NAME_gtFine_panoptic.png in gtFine.
+
+    The id of a segment is that of its label, or 1000 times it and the object's number; red is the lowest byte. Things
+    without a number are crowds; what is not evaluated is left out.
+    """
+    to = root / "gtFine" / f"cityscapes_panoptic_{split}"
+    content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
+    for label in OFFICIAL:
+        if not label.ignore_in_eval:
+            entry = {"id": label.id, "name": label.name, "color": label.color, "isthing": int(label.has_instances)}
+            content["categories"].append(entry)
+    for path in sorted((root / "gtFine" / split).glob("*/*_instanceIds.png")):
+        ids, colors = np.array(Image.open(path)), np.zeros((*trees.SIZE, 3), np.uint8)
+        name, segments_info = path.name.removesuffix("_gtFine_instanceIds.png"), []
+        for id in np.unique(ids).tolist():
+            label = next(label for label in OFFICIAL if label.id == (id if id < 1000 else id // 1000))
+            if label.ignore_in_eval:
+                continue
+            crowd = int(label.has_instances and id < 1000)
+            area = int((ids == id).sum())
+            segments_info.append({"id": id, "category_id": label.id, "iscrowd": crowd, "area": area})
+            colors[ids == id] = id % 256, id // 256 % 256, id // 65536
+        trees.save(to / f"{name}_gtFine_panoptic.png", colors)
+        content["images"].append({"id": name, "file_name": f"{name}_gtFine_leftImg8bit.png"})
+        annotation = {"image_id": name, "file_name": f"{name}_gtFine_panoptic.png", "segments_info": segments_info}
+        content["annotations"].append(annotation)
+    json_path = to.with_suffix(".json")
+    json_path.write_text(json.dumps(content))
+    return json_path
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_panoptic_truth_is_that_of_the_official_json_and_pngs(root: Path, split: str) -> None:
+    official = PanopticFile(converted(root, split))
+    dataset = create_dataset("cityscapes", root, split, task="panoptic")
+    assert [(c.name, c.color, c.thing) for c in official.classes] == [(c.name, c.color, c.thing) for c in CLASSES]
+    assert list(official.category_ids) == list(IDS)
+    assert len(official) == len(dataset)
+    metric = PanopticMetric(CLASSES, instances=False)
+    for i in range(len(dataset)):
+        assert dataset.name(i) == f"{official.image_ids[i]}_leftImg8bit"
+        wanted, found = official.panoptic(i), dataset[i].target
+        numbers = read_numbers(official.png(i))
+        assert {26, 26001, 33002} <= set(np.unique(numbers).tolist())
+        assert torch.equal(found.ids, wanted.ids)  # both in the order of ids
+        assert torch.equal(found.labels, wanted.labels)
+        assert torch.equal(found.crowd, wanted.crowd)
+        assert wanted.areas[1:].tolist() == torch.bincount(found.ids.flatten())[1:].tolist()
+        metric.update([replace(found, crowd=torch.zeros_like(found.crowd))], [wanted], [i])
+    assert metric.compute()["PQ"] == 1.0
 
 
 def test_instances_are_the_eight_kinds_of_things(root: Path) -> None:

@@ -104,6 +104,57 @@ def test_large_scale_jitter_is_relative_to_the_crop() -> None:
     assert np.abs(widths - 2 * heights)[whole].max() <= 1
 
 
+class Told:
+    """Random numbers in hand: `scale` of its range, `offset` of how far a crop can lie; smaller images lie top left."""
+
+    def __init__(self, scale: float, offset: float) -> None:
+        self.scale, self.offset = scale, offset
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * (self.scale if high > low else 0)
+
+    def integers(self, low: int, high: int) -> int:
+        return round(self.offset * (high - 1)) if low == 0 else 0
+
+    def random(self) -> float:
+        return 1.0
+
+
+def test_large_scale_jitter_is_that_of_the_released_training() -> None:
+    """Resized to fit a target that the factor scales, cut at an offset, padded at the right and the bottom.
+
+    The same numbers in hand give the same sizes, boxes, and masks but for what rounds to another pixel.
+    """
+    rng, crop = np.random.default_rng(0), (90, 70)
+    unequal = pixels = compared = 0
+    for _ in range(150):
+        height, width = rng.integers(20, 160, 2).tolist()
+        (x0, x1), (y0, y1) = (np.sort(rng.choice(side + 1, 2, replace=False)) for side in (width, height))
+        told = Told(rng.random(), rng.random())
+        target = np.multiply(crop, 0.1 + 1.9 * told.scale)
+        new = np.round(np.multiply((height, width), np.min(target / (height, width)))).astype(int)
+        offset = np.round(np.maximum(new - crop, 0) * told.offset).astype(int)
+        grown = np.array([new[1] / width, new[0] / height] * 2)
+        box = (np.array([x0, y0, x1, y1]) * grown - np.tile(offset[::-1], 2)).clip(0, [*crop[::-1]] * 2)
+        jitter = plain(crop=crop, scale=(0.1, 2.0), fit=True)
+        boxed = Instances(None, [0], boxes=torch.tensor([[x0, y0, x1, y1]]).float(), size=(height, width))
+        found = jitter(sample(boxed), told).target.boxes
+        if (box[2:] - box[:2]).min() < 1e-3:
+            assert len(found) == 0 or (found[0, 2:] - found[0, :2]).min() < 1e-3
+            continue
+        np.testing.assert_allclose(found[0], box, atol=1e-4)
+        dense = np.zeros((1, height, width), bool)
+        dense[0, y0:y1, x0:x1] = True
+        rows, columns = (np.arange(side) for side in crop)
+        ys, xs = ((rows + offset[0] + 0.5) / grown[1]).astype(int), ((columns + offset[1] + 0.5) / grown[0]).astype(int)
+        wanted = np.pad(dense[0], (0, 1))[ys.clip(max=height)[:, None], xs.clip(max=width)[None]]
+        moved = jitter(sample(Instances(Masks.from_dense(dense), [0])), told).target
+        mask = moved.masks.dense()[0].numpy() if len(moved) else np.zeros(crop, bool)
+        unequal, pixels, compared = unequal + int((mask != wanted).sum()), pixels + int(wanted.sum()), compared + 1
+    assert compared > 120
+    assert unequal < 2e-3 * pixels
+
+
 def test_a_crop_of_the_recipes_is_two_draws() -> None:
     """The offsets of the two axes are independent: not only the diagonal is seen."""
     transform = plain(crop=16)

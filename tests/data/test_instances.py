@@ -12,6 +12,7 @@ import pytest
 import torch
 import trees
 from PIL import Image
+from pycocotools.coco import COCO
 from standins import register
 from tiny import FAST, SGD, cpu
 
@@ -23,6 +24,7 @@ from zoo.data.loader import evaluation_loader, train_loader
 from zoo.data.transforms import TrainTransform
 from zoo.engine import fit
 from zoo.errors import ZooError
+from zoo.metrics import InstanceMetric
 from zoo.models import create_model
 from zoo.structures import Class, Instances
 
@@ -137,6 +139,31 @@ def test_cocos_keypoints(roots: dict[str, Path]) -> None:
     flipped = opened("coco", roots["coco"], keypoints=True, transform=TrainTransform(scale=(1, 1), flip=1, color=0))
     w = trees.SIZE[1]
     assert flipped[0].target.keypoints[0, :3].tolist() == [[w - 1 - 4, 5, 2], [w - 1 - 3, 6, 1], [w - 1 - 8, 4, 2]]
+
+
+@pytest.mark.parametrize(("split", "count", "crowds"), [("train", 55, 1), ("val", 69, 1)])
+def test_every_annotation_of_real_coco_survives(
+    data_root: Path, tmp_path: Path, split: str, count: int, crowds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fourteen photographs in COCO's layout: as many objects, in the file's order, with pycocotools' pixels."""
+    tiny = data_root / "coco_tiny"
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / f"{split}2017").symlink_to(tiny / split, target_is_directory=True)
+    (tmp_path / f"annotations/instances_{split}2017.json").symlink_to(tiny / f"instances_{split}.json")
+    dataset, official = opened("coco", tmp_path, split), COCO(str(tiny / f"instances_{split}.json"))
+    found = [dataset[i].target for i in range(len(dataset))]
+    annotations = [official.loadAnns(official.getAnnIds(int(dataset.name(i)))) for i in range(len(dataset))]
+    assert sum(len(truth) for truth in found) == sum(map(len, annotations)) == count
+    assert sum(int(truth.crowd.sum()) for truth in found) == crowds
+    for truth, expected in zip(found, annotations, strict=True):
+        assert [IDS[k] for k in truth.labels.tolist()] == [a["category_id"] for a in expected]
+        assert truth.areas.tolist() == [a["area"] for a in expected]
+        pixels = truth.masks.area().tolist() if len(truth) else []
+        assert pixels == [int(official.annToMask(a).sum()) for a in expected]
+    seen = examine("coco", tmp_path, [split], task="instance")
+    assert not [f for f in seen.findings if f.severity == "error"]
+    assert sum(look.objects for look in seen.looks[split]) == count - crowds
+    assert [look.pixels.sum() for look in seen.looks[split]] == [int(t.masks.area().sum()) for t in found]
 
 
 def test_coco_says_what_is_wrong(tmp_path: Path) -> None:
@@ -342,6 +369,30 @@ def test_what_is_missing_is_said(roots: dict[str, Path], tmp_path: Path) -> None
     (empty / "note.txt").write_text("")
     with pytest.raises(ZooError, match="holds no COCO JSON, no YOLO labels and no labelme files"):
         opened("coco_json", empty)
+
+
+def test_what_no_detection_can_find_still_counts(roots: dict[str, Path], tmp_path: Path) -> None:
+    """In an evaluation a mask outside the image and a box without area are objects that were missed, not dropped."""
+    root = moved(roots["coco"], tmp_path, {INSTANCES: "instances_train.json", PICTURES: "train"})
+    path = root / "instances_train.json"
+    document = json.loads(path.read_text())
+    image, kind = document["images"][0]["id"], document["categories"][0]["id"]
+    square = {"segmentation": [[4, 4, 14, 4, 14, 14, 4, 14]], "bbox": [4, 4, 10, 10], "area": 100}
+    outside = {"segmentation": [[45, 4, 55, 4, 55, 14]], "bbox": [45, 4, 10, 10], "area": 70}
+    flat = {"segmentation": [[4, 4, 4, 14, 4, 8]], "bbox": [4, 4, 0, 10], "area": 0}
+    common = {"image_id": image, "category_id": kind, "iscrowd": 0}
+    document["annotations"] = [{"id": k, **common, **each} for k, each in enumerate((square, outside, flat), 1)]
+    path.write_text(json.dumps(document))
+    dataset = opened("coco_json", root)
+    assert sorted((note.problem, note.count) for note in dataset.notes) == [
+        ("boxes outside of their image", 1),
+        ("boxes without area", 1),
+    ]
+    metric = InstanceMetric(dataset.classes)
+    truths = [dataset[i].target for i in range(len(dataset))]
+    metric.update([truth[:1] for truth in truths], truths, list(range(len(truths))))
+    assert metric.rows()[1][:, 1].sum() == 3
+    assert metric.compute()["AR@100"] == metric.compute()["AR@100_box"] == pytest.approx(1 / 3)
 
 
 def test_the_doctor_counts_what_is_odd(roots: dict[str, Path], tmp_path: Path) -> None:

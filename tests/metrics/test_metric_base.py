@@ -89,6 +89,12 @@ def test_processes_together_equal_one(
         gather(parts)
         assert torch.equal(parts[0].rows()[1], whole.rows()[1])
         assert parts[0].table("ids").tolist() == mine  # own images alone remain
+        gather(parts)
+        drawn = parts[0].resampled(whole.main, 10, seed=0)
+        np.testing.assert_array_equal(drawn, whole.resampled(whole.main, 10, seed=0))
+        gather(parts)
+        kept = parts[0].kept()
+        assert all(torch.equal(rows, kept[name]) for name, rows in whole.kept().items())
 
 
 def test_an_image_counts_once() -> None:

@@ -132,6 +132,23 @@ def test_images_without_an_object_train(name: str, conventions: str) -> None:
 
 
 @every_model
+def test_objects_without_an_area_are_left_out_of_training(name: str) -> None:
+    """A box without width and a mask without pixels beside two real objects: the same losses as without them."""
+    model = build(name).train()
+    batch, odd = objects(1), objects(1)
+    (truth,) = batch.targets
+    dense = torch.cat([truth.masks.dense(), torch.zeros(2, SIZE, SIZE, dtype=torch.bool)])
+    boxes = torch.cat([truth.boxes, torch.tensor([[20.0, 20, 20, 60], [0, 0, 0, 0]])])
+    points = torch.cat([truth.keypoints, truth.keypoints])
+    odd.targets = [Instances(Masks.from_dense(dense), [0, 1, 0, 1], boxes=boxes, keypoints=points)]
+    terms = []
+    for each in (batch, odd):
+        torch.manual_seed(3)
+        terms.append(model.loss(each))
+    assert terms[0] == terms[1]
+
+
+@every_model
 def test_padding_does_not_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond `sizes` images count as zero once normalised whatever they hold, in the loss and in what is seen."""
     monkeypatch.setattr(sampling, "keys", lambda count, device: torch.linspace(1, 0, count, device=device))

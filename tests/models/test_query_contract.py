@@ -143,6 +143,7 @@ def test_images_without_a_segment_train(name: str, task: str) -> None:
     mixed = model.loss(batch)
     assert torch.isfinite(sum(mixed.values()))
     assert mixed["mask"] > 0
+    assert {id(p) for p in model.parameters()} <= in_graph(sum(mixed.values()))
 
 
 @every_model

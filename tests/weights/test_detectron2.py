@@ -188,6 +188,30 @@ def test_a_block_of_msra_halves_the_size_first(fpn: tuple[dict[str, Tensor], Any
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
+def test_a_block_of_resnext_halves_the_size_second_and_in_groups() -> None:
+    """res3's first block of X101 by hand; all of the network was compared once with the source, in double precision."""
+    key = "backbone.bottom_up.res3.0."
+    own = fill({name: shape for name, shape in shapes("detectron2_mask_x101").items() if name.startswith(key)})
+    found = recipe(meta("mask_x101") | own)
+    with torch.device("meta"):
+        block = found.build().backbone.model.layer2[0]
+    block = block.to_empty(device="cpu").eval()
+    ours = "backbone.model.layer2.0."
+    block.load_state_dict({k.removeprefix(ours): v for k, v in found.state.items() if k.startswith(ours)}, strict=False)
+    x = torch.randn(1, 256, 17, 22, generator=torch.Generator().manual_seed(0))
+
+    def layer(name: str, x: Tensor, **options: int) -> Tensor:
+        y = F.conv2d(x, own[f"{key}{name}.weight"], **options)
+        norm = [own[f"{key}{name}.norm.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(y, *norm, eps=1e-5)
+
+    y = F.relu(layer("conv2", F.relu(layer("conv1", x)), stride=2, padding=1, groups=32))
+    wanted = F.relu(layer("conv3", y) + layer("shortcut", x, stride=2))
+    with torch.no_grad():
+        got = block(x.clone())
+    assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
 def test_stride_is_in_the_config_and_only_for_bottlenecks(fpn: tuple[dict[str, Tensor], Any]) -> None:
     config = fpn[1].header["backbone"]
     assert config["stride_in_1x1"] is True

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.models import create_model
-from zoo.weights import load, mask2former, swin
+from zoo.weights import load, mask2former, queries, swin
 
 SMALL = {
     "queries": 6,
@@ -146,24 +146,24 @@ def test_known_swins_get_their_names() -> None:
 
 
 def test_the_number_of_classes_names_them() -> None:
-    table, told = mask2former.class_table(133, None)
+    table, told = queries.class_table(133, None)
     assert not isinstance(table, int)
     assert told == {"classes": "COCO's, panoptic"}
     assert [c.thing for c in table] == [True] * 80 + [False] * 53
     assert [table[i].name for i in (0, 79, 80, 132)] == ["person", "toothbrush", "banner", "rug-merged"]
     counts = {80: 80, 150: 100, 100: 100, 19: 8, 8: 8}
     for count, things in counts.items():
-        table, _ = mask2former.class_table(count, {str(i): f"LABEL_{i}" for i in range(count)})
+        table, _ = queries.class_table(count, {str(i): f"LABEL_{i}" for i in range(count)})
         assert not isinstance(table, int)
         assert (len(table), sum(c.thing for c in table)) == (count, things)
-    assert mask2former.class_table(65, None) == (65, {})
+    assert queries.class_table(65, None) == (65, {})
 
 
 def test_names_beside_the_weights_come_first() -> None:
-    named, told = mask2former.class_table(2, {"1": "b", "0": "a"})
+    named, told = queries.class_table(2, {"1": "b", "0": "a"})
     assert not isinstance(named, int)
     assert ([c.name for c in named], told) == (["a", "b"], {})
-    coco, told = mask2former.class_table(133, {str(i): f"kind_{i}" for i in range(133)})
+    coco, told = queries.class_table(133, {str(i): f"kind_{i}" for i in range(133)})
     assert not isinstance(coco, int)
     assert [c.thing for c in coco] == [True] * 80 + [False] * 53
     assert (coco[132].name, told) == ("kind_132", {})

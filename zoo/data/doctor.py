@@ -15,12 +15,11 @@ import hashlib
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from io import StringIO
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -36,61 +35,16 @@ from rich.text import Text
 from zoo.data import DATASETS, Dataset, create_dataset
 from zoo.data.annotations import BadAnnotation
 from zoo.data.files import DAMAGE, decode
+from zoo.data.findings import Finding, Look, of_files, of_overlap
+from zoo.data.findings_objects import count_objects, objects_in, of_objects
+from zoo.data.findings_semantic import count_labels, of_labels
 from zoo.data.folder import NoSplit
 from zoo.data.pairs import Unpaired, faults
 from zoo.errors import ZooError, unknown
-from zoo.structures import VOID, Class, Instances, Size, Target
+from zoo.structures import Class, Instances, Target
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _ORIENTATION = 0x0112
-
-FAULTS = {
-    "cannot be read": "restore the file from its source, or take it out of the split",
-    "image and mask differ in size": "export the mask at the size of its image; for turned photographs try exif=apply",
-    "broken annotations": "mend or delete them: the message names the file and the annotation",
-    "labels that are no class": "give them a class, make them void, or choose the encoding the masks have",
-}
-TWICE = (
-    ("same picture more than once", "digest", "keep one of each: repeats weigh more in training and in the metric"),
-    ("same file name in several folders", "stem", "check that each has its own mask"),
-)
-IN_BOTH = (
-    ("error", "same picture in both splits", "digest", "take it out of one: the score would be of pictures seen"),
-    ("warning", "same file name in both splits", "stem", "the pictures differ; fine where numbering starts again"),
-)
-"""Problem, the field of `Look` that repeats, advice."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about `count` files of a split, shown at one of them, and what to do about it."""
-
-    severity: str
-    split: str
-    problem: str
-    count: int
-    example: str
-    advice: str
-
-
-@dataclass(frozen=True)
-class Look:
-    """One image and its truth: pixels of each class (K,) and of void, or why they cannot be used.
-
-    Of instances also how many `objects` there are, crowds aside, and how many of all have no pixel (`empty`).
-    """
-
-    path: str
-    stem: str
-    size: Size = (0, 0)
-    digest: str = ""
-    pixels: NDArray[np.int64] | None = None
-    void: int = 0
-    turned: bool = False
-    objects: int = 0
-    empty: int = 0
-    fault: str = ""
-    message: str = ""
 
 
 @dataclass
@@ -131,12 +85,12 @@ def examine(name: str, root: Path | None = None, splits: Sequence[str] = (), **o
             continue
         result.classes = dataset.table
         result.looks[split] = _look_at_all(dataset, f"{name} {split}")
-        result.findings += _of_files(split, result.looks[split], getattr(dataset, "exif", "ignore"))
-        result.findings += _of_labels(split, result.looks[split], dataset.table)
-        result.findings += _of_objects(split, result.looks[split], dataset)
+        result.findings += of_files(split, result.looks[split], getattr(dataset, "exif", "ignore"))
+        result.findings += of_labels(split, result.looks[split], dataset.table)
+        result.findings += of_objects(split, result.looks[split], dataset)
     if refusals and len(refusals) == len(result.findings) and not result.looks:
         raise refusals[0]
-    result.findings += _of_overlap(result.looks)
+    result.findings += of_overlap(result.looks)
     result.findings.sort(key=lambda finding: list(STYLES).index(finding.severity))
     return result
 
@@ -188,24 +142,15 @@ def look(dataset: Dataset, i: int) -> Look:
     if outside:
         said = f"{paths[-1] if paths else path}: holds {', '.join(map(str, outside))}"
         return Look(path, stem, sample.size, digest, turned=turned, fault="labels that are no class", message=said)
-    objects, empty = _objects(sample.target)
+    objects, empty = objects_in(sample.target) if isinstance(sample.target, Instances) else (0, 0)
     return Look(path, stem, sample.size, digest, pixels, void, turned, objects, empty)
 
 
-def _objects(target: Target | None) -> tuple[int, int]:
-    """How many objects there are that are no crowds, and how many without a pixel."""
-    if not isinstance(target, Instances) or not len(target):
-        return 0, 0
-    return int((~target.crowd).sum()), int((_areas(target) == 0).sum())
-
-
-def _areas(target: Instances) -> NDArray[np.int64]:
-    """Pixels of each mask, or of its box where there are no masks."""
-    if target.masks is not None:
-        return target.masks.area().numpy()
-    assert target.boxes is not None
-    sides = (target.boxes[:, 2:] - target.boxes[:, :2]).clamp(min=0)
-    return sides.prod(1).round().long().numpy()
+def _count(target: Target | None, classes: int) -> tuple[NDArray[np.int64] | None, int, list[int]]:
+    """Pixels of each class (K,), void pixels, and the labels that are neither."""
+    if target is None:
+        return None, 0, []
+    return count_objects(target, classes) if isinstance(target, Instances) else count_labels(target, classes)
 
 
 def _is_turned(path: Path) -> bool:
@@ -228,104 +173,6 @@ def _diagnose(paths: Sequence[Path], message: str) -> str:
     if len(sizes) > 1:
         return "image and mask differ in size"
     return "labels that are no class" if len(paths) > 1 and message.startswith(str(paths[-1])) else "cannot be read"
-
-
-def _count(target: Target | None, classes: int) -> tuple[NDArray[np.int64] | None, int, list[int]]:
-    """Pixels of each class (K,), void pixels, and the labels that are neither."""
-    if target is None:
-        return None, 0, []
-    if isinstance(target, Instances):
-        inside = (target.labels >= 0) & (target.labels < classes)
-        pixels = np.zeros(classes, np.int64)
-        np.add.at(pixels, target.labels[inside].numpy(), _areas(target)[inside.numpy()])
-        void = target.crowd & (target.labels == VOID)
-        return pixels, int(_areas(target)[void.numpy()].sum()), sorted(set(target.labels[~inside & ~void].tolist()))
-    counts = np.bincount(target.semantic().labels.numpy().ravel(), minlength=256)
-    outside = [int(value) for value in np.flatnonzero(counts) if classes <= value < VOID]
-    return counts[:classes].astype(np.int64), int(counts[VOID]), outside
-
-
-def _of_files(split: str, looks: list[Look], exif: str) -> Iterator[Finding]:
-    """What is wrong with files: unreadable, of unequal size, turned, twice the same."""
-    for fault, advice in FAULTS.items():
-        if hit := [look for look in looks if look.fault == fault]:
-            yield Finding("error", split, fault, len(hit), hit[0].message, advice)
-    if exif == "ignore" and (turned := [look for look in looks if look.turned]):
-        advice = "pixels are read as stored; where masks were drawn on the upright picture, set exif=apply"
-        yield Finding("warning", split, "EXIF turns the picture", len(turned), turned[0].path, advice)
-    for problem, key, advice in TWICE:
-        if repeats := _repeats(looks, key):
-            yield Finding("warning", split, problem, len(repeats), " = ".join(repeats[0][:2]), advice)
-    sizes = sorted({look.size for look in looks if look.digest}, key=lambda size: (size[0] * size[1], size))
-    if len(sizes) > 1:
-        spread = " to ".join(f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
-        yield Finding(
-            "info", split, "sizes of images", len(sizes), spread, "crops in training, batches of one in evaluation"
-        )
-
-
-def _repeats(looks: Iterable[Look], key: str) -> list[list[str]]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for seen in looks:
-        if getattr(seen, key):
-            groups[getattr(seen, key)].append(seen.path)
-    return [paths for paths in groups.values() if len(paths) > 1]
-
-
-def _of_labels(split: str, looks: list[Look], classes: tuple[Class, ...]) -> Iterator[Finding]:
-    """What is odd about the truth: void only, 0 and 255 only, classes that never occur."""
-    truths = [(look, look.pixels) for look in looks if look.pixels is not None]
-    if not truths:
-        return
-    pixels = np.array([counts for _, counts in truths])
-    void = np.array([look.void for look, _ in truths])
-    total = pixels.sum(0)
-    if len(classes) > 1 and void.any() and total[0] and not total[1:].any():
-        first = truths[int(np.flatnonzero(void)[0])][0].path
-        advice = "255 is void here; where it is the object, use dataset=folder with encoding=binary"
-        yield Finding("error", split, "masks hold 0 and 255 only", int((void > 0).sum()), first, advice)
-        return
-    if empty := [look.path for (look, counts), v in zip(truths, void, strict=True) if v and not counts.any()]:
-        severity = "error" if len(empty) == len(truths) else "warning"
-        yield Finding(severity, split, "masks that are all void", len(empty), empty[0], "label them or leave them out")
-    if total.any() and (absent := [c.name for c, count in zip(classes, total, strict=True) if not count]):
-        names = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
-        severity, advice = "info", "the split does not measure them"
-        if split.startswith("train"):
-            severity, advice = (
-                "warning",
-                "a model cannot learn them: wrong numbers in classes=, or a split without them",
-            )
-        yield Finding(severity, split, "classes that never occur", len(absent), names, advice)
-
-
-def _of_objects(split: str, looks: list[Look], dataset: Dataset) -> Iterator[Finding]:
-    """What is odd about instances: what was noted of their annotations, masks without a pixel, more than are scored."""
-    for note in dataset.notes:
-        yield Finding("warning", split, note.problem, note.count, f"{note.path}: {note.example}", note.advice)
-    if empty := [look for look in looks if look.empty]:
-        advice = "training leaves them out; in an evaluation nothing can find them"
-        count = sum(look.empty for look in empty)
-        yield Finding("warning", split, "objects without a pixel", count, empty[0].path, advice)
-    most = dataset.metric_options.get("max_detections")
-    if most is not None and (crowded := [look for look in looks if look.objects > most]):
-        advice = f"the metric looks at {most} detections an image: set max_detections={max(x.objects for x in crowded)}"
-        yield Finding("warning", split, "more objects than are scored", len(crowded), crowded[0].path, advice)
-
-
-def _of_overlap(looks: dict[str, list[Look]]) -> Iterator[Finding]:
-    """Pictures, or just file names, in two splits; one that contains the other by name (trainval) is no finding."""
-    for (a, in_a), (b, in_b) in combinations(looks.items(), 2):
-        if a in b or b in a:
-            continue
-        for severity, problem, key, advice in IN_BOTH:
-            first = {getattr(seen, key): seen for seen in in_a if getattr(seen, key)}
-            both = [(first[getattr(seen, key)], seen) for seen in in_b if getattr(seen, key) in first]
-            if key == "stem":
-                both = [(one, other) for one, other in both if one.digest != other.digest]
-            if both:
-                example = f"{both[0][0].path} = {both[0][1].path}"
-                yield Finding(severity, f"{a}, {b}", problem, len(both), example, advice)
 
 
 def show(result: Examination, console: Console) -> None:

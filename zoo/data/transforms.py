@@ -49,7 +49,8 @@ class TrainTransform:
         elastic: spread, in pixels of the crop, of the random displacements on a 3x3 grid of Ronneberger et al. 2015,
             section 3.1 (10 in the paper); bicubic in between.
         fit: `scale` is relative to the size at which the image just fits into the crop: with 0.1 to 2.0 large-scale
-            jitter (Ghiasi et al. 2021).
+            jitter (Ghiasi et al. 2021). detectron2's code draws one offset for both axes, so that crops lie on the
+            diagonal, and puts a smaller image into the upper left corner; here crops and images lie anywhere.
         short_side: the image is brought to one of these lengths of its shorter side before `scale`, the longer one at
             most `long_side`: with 640, 672, ..., 800 and 1333 the training of Detectron.
         long_side: see `short_side`.

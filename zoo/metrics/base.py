@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torchmetrics
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.metrics.resampling import percentiles
 from zoo.structures import Class, Target, as_classes
 
 ANONYMOUS = -1  # the id of images that came without one
@@ -28,8 +31,8 @@ class Metric(torchmetrics.Metric):
     A subclass names its `main` column, adds its states, and writes `update`, `compute` and `protocol`. States
     are either additive integer tensors (`add_state(..., dist_reduce_fx="sum")`) or tables that grow by rows
     (`add_rows`). Both merge exactly, so a result does not depend on how the images were split over batches and
-    processes. Every metric fills two tables with one row an image: `ids` and `statistics`, from which `rows`
-    serves intervals and paired comparisons.
+    processes. Every metric fills two tables with one row an image: `ids` and `statistics`, which `rows` gives. From
+    them, or from all that `kept` gives, `resampled` makes intervals and paired comparisons.
 
     An id is the index of the image in its dataset, >= 0. Images without ids are kept in order of arrival.
     """
@@ -39,6 +42,10 @@ class Metric(torchmetrics.Metric):
     is_differentiable = False
 
     main: str
+    measured: tuple[str, ...]
+    """The scores that a result states with an interval, `main` first if it is one of them."""
+    replicates = 2000
+    """Of which an interval is made where nothing else is said."""
     classes: tuple[Class, ...]
 
     def __init__(self, classes: int | Sequence[str] | Sequence[Class]) -> None:
@@ -56,6 +63,25 @@ class Metric(torchmetrics.Metric):
     @abstractmethod
     def compute(self) -> dict[str, float]:
         """The values by name, fractions in [0, 1]; what is undefined is nan."""
+
+    @abstractmethod
+    def resampled(self, key: str, replicates: int, seed: int = 0) -> NDArray[np.float64]:
+        """The score `key` of each of as many bootstrap replicates over images, (replicates,); empty without images.
+
+        Replicate r is of the same images for every metric with as many of them: the difference of two models'
+        replicates is that of paired resamples. On several processes every one must call it.
+        """
+
+    def interval(
+        self, key: str | None = None, replicates: int | None = None, level: float = 0.95, seed: int = 0
+    ) -> tuple[float, float]:
+        """The bootstrap percentile interval (low, high) of the score `key` (by default `main`), at confidence `level`.
+
+        Each replicate draws as many images as there are, with replacement, and computes the score of the data set they
+        form (`zoo.metrics.resampling`); by default there are `replicates` of them. Those in which it is undefined are
+        left out; (nan, nan) without images. On several processes every one must call it.
+        """
+        return percentiles(self.resampled(key or self.main, replicates or self.replicates, seed), level)
 
     @property
     @abstractmethod
@@ -84,6 +110,31 @@ class Metric(torchmetrics.Metric):
         with self.gathered():
             order = self.order()
             return self.table("ids")[order], self.table("statistics")[order]
+
+    def kept(self) -> dict[str, Tensor]:
+        """What is written beside a result: tables from which `resampled` can be made again, see `restore`.
+
+        `ids` and `statistics` as `rows` gives them, and what else a metric needs. Collective, as `rows`.
+        """
+        ids, statistics = self.rows()
+        return {"ids": ids, "statistics": statistics}
+
+    def restore(self, tables: Mapping[str, NDArray[Any]]) -> None:
+        """Forget all images and take those of another metric's `kept`; then `resampled` gives what it gave there.
+
+        Raises ZooError for tables that are not those of a metric with this one's classes and options.
+        """
+        self.reset()
+        wanted = {name: (list(rows.shape[1:]), rows.dtype) for name, rows in self.kept().items()}
+        given = {name: torch.from_numpy(np.asarray(rows)) for name, rows in tables.items()}
+        if {name: (list(rows.shape[1:]), rows.dtype) for name, rows in given.items()} != wanted:
+            raise ZooError(
+                f"the tables {', '.join(given) or '(none)'} are not those of this {type(self).__name__} "
+                f"({', '.join(wanted)}): build it with the classes and the protocol of the result they lie beside"
+            )
+        for name, rows in given.items():
+            setattr(self, name, [rows.to(self.device)])
+        self._update_count += 1
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, unknown
 from zoo.metrics import cityscapes_ap
 from zoo.metrics import keypoints as oks
 from zoo.metrics import objects as separate
@@ -23,6 +23,7 @@ from zoo.metrics.boundary import boundary_distance, boundary_overlaps
 from zoo.metrics.image_pair import ImagePair
 from zoo.metrics.matching import AREAS, IOU_THRESHOLDS, Curves, T, curves, in_ranges
 from zoo.metrics.overlaps import Bools, Floats, Ints, Pairs, box_areas
+from zoo.metrics.resampling import Detections, Objects, average_precision, in_range, weights
 from zoo.structures import Class, Target
 
 KEYPOINT_DETECTIONS = 20
@@ -30,6 +31,7 @@ _SUFFIX = {"masks": "", "boxes": "_box", "boundary": "_boundary", "keypoints": "
 # A truth's row ends in bits: the ranges of areas it counts in, has keypoints, counts for Cityscapes.
 _LABELLED, _REAL = 1 << len(AREAS), 2 << len(AREAS)
 Rows = dict[str, NDArray[Any]]
+Cells = tuple[slice, int, slice]  # classes, range and thresholds of a precision (K, A, T) that a score is the mean of
 
 
 class InstanceMetric(Metric):
@@ -56,12 +58,16 @@ class InstanceMetric(Metric):
     `cityscapes` takes notice. `objects` is the score from which a detection is taken for an object, `object_iou` the
     IoU that makes it right. `statistics` are, per image: detections kept, true objects, 1 if masks are missing.
 
+    Intervals are those of AP, made of 500 replicates, each of which costs as much as AP itself.
+
     Targets and predictions are `Instances`. Raises ZooError for sizes that differ within a pair, labels that are no
     class, missing keypoints, and an image evaluated twice.
     """
 
     main = "AP"
     object_counts: Tensor  # int64 (K, 3): right, detected, true
+
+    replicates = 500
 
     def __init__(
         self,
@@ -94,6 +100,7 @@ class InstanceMetric(Metric):
             self.main = "AP" + _SUFFIX[self.families[0]]
         else:
             self.main = "AP_cityscapes" if cityscapes else "AP_dsb2018"
+        self.measured = tuple(f"AP{_SUFFIX[name]}" for name in self.families)
         self._add_tables()
 
     def _add_tables(self) -> None:
@@ -236,15 +243,53 @@ class InstanceMetric(Metric):
             values |= dict.fromkeys(scores, float("nan")) if masks_missing else scores
         return values
 
+    def resampled(self, key: str, replicates: int, seed: int = 0) -> Floats:
+        """As in `Metric`; `key` is an AP (not an AR) of masks, boxes, boundaries or keypoints, also that of a class."""
+        names = [c.name for c in self.classes]
+        cells = {score: (name, own) for name in self.families for score, own in _precisions(names, name).items()}
+        if key not in cells:
+            raise unknown("score with an interval", key, cells)
+        name, (classes, area, thresholds) = cells[key]
+        with self.gathered():
+            tables, statistics = self._sorted(), self.table("statistics").cpu().numpy()
+        if name in ("masks", "boundary") and statistics[:, 2].any():
+            return np.full(replicates, np.nan)
+        wanted = np.arange(T)[thresholds]
+        right, wrong = (in_range(bits, area, wanted) for bits in tables[f"{name}_outcomes"].T)
+        found = Detections(tables["images"], tables["detections"][:, 0], right, wrong)
+        labels, flags = tables["truths"].T
+        required = 1 << area | (_LABELLED if name == "keypoints" else 0)
+        real = (flags & required == required) & np.isin(labels, np.arange(len(names))[classes])
+        objects = Objects(tables["true_images"][real], labels[real])
+        parts = weights(len(statistics), replicates, seed)
+        found_ap = [_means(average_precision(found, objects, part, len(names))) for part in parts]
+        return np.concatenate(found_ap) if found_ap else np.zeros(0)
+
+    def kept(self) -> dict[str, Tensor]:
+        """As in `Metric`; besides, in the order of images, the tables of detections and objects of which AP is made."""
+        with self.gathered():
+            order = self.order()
+            counts = self.table("statistics")
+            tables = {"ids": self.table("ids")[order], "statistics": counts[order]}
+            for name in ("truths", "detections", "scores", *(f"{family}_outcomes" for family in self.families)):
+                images = self.table(name).split(counts[:, int(name == "truths")].tolist())
+                tables[name] = torch.cat([self.table(name)[:0], *(images[i] for i in order.tolist())])
+        return tables
+
     def _sorted(self) -> Rows:
-        """The tables of detections, by falling score, equal scores by id of the image; and the truths."""
+        """The tables of detections, by falling score, equal scores by id of the image; and the truths.
+
+        `images` and `true_images` say of each where its image stands in the order of ids.
+        """
         images = np.empty(len(self.table("ids")), np.int64)
         images[self.order().cpu().numpy()] = np.arange(len(images))
         counts = self.table("statistics").cpu().numpy()
         names = ["detections", "scores", *(n for n in self._row_types if n.endswith("_outcomes"))]
         tables = {name: self.table(name).cpu().numpy() for name in names}
-        order = np.lexsort((np.repeat(images, counts[:, 0]), -tables["scores"]))
-        return {name: table[order] for name, table in tables.items()} | {"truths": self.table("truths").cpu().numpy()}
+        tables["images"] = np.repeat(images, counts[:, 0])
+        order = np.lexsort((tables["images"], -tables["scores"]))
+        truths = {"truths": self.table("truths").cpu().numpy(), "true_images": np.repeat(images, counts[:, 1])}
+        return {name: table[order] for name, table in tables.items()} | truths
 
     def _coco(self, name: str, tables: Rows) -> dict[str, float]:
         keypoints = name == "keypoints"
@@ -258,7 +303,7 @@ class InstanceMetric(Metric):
             within = ranks < limit
             hits = np.bincount(labels[within], _ones(right[within]), len(self.classes))
             fewer[limit] = _mean(np.divide(hits, objects[:, 0] * T, out=_nans(hits), where=objects[:, 0] > 0))
-        return _named(found, fewer, limits[-1], [c.name for c in self.classes], _SUFFIX[name], not keypoints)
+        return _named(found, fewer, limits[-1], [c.name for c in self.classes], name)
 
     def _cityscapes(self, tables: Rows) -> dict[str, float]:
         labels, flags = tables["truths"].T
@@ -315,26 +360,45 @@ def _ones(right: Ints) -> Ints:
     return (right[:, None] >> np.arange(T) & 1).sum(1)
 
 
-def _named(
-    found: Curves, fewer: dict[int, float], limit: int, names: Sequence[str], suffix: str, small: bool
-) -> dict[str, float]:
-    """COCO's summary of precision and recall (K, A, T)."""
+def _precisions(names: Sequence[str], family: str) -> dict[str, Cells]:
+    """The cells of which each AP of a family is the mean."""
+    suffix, every = _SUFFIX[family], slice(None)
     at = {f"{round(100 * threshold)}": t for t, threshold in enumerate(IOU_THRESHOLDS)}
+    cells: dict[str, Cells] = {f"AP{suffix}": (every, 0, every)}
+    cells |= {f"AP{iou}{suffix}": (every, 0, slice(at[iou], at[iou] + 1)) for iou in ("50", "75")}
+    cells |= {f"AP{size}{suffix}": (every, a, every) for a, size in _sizes(family)}
+    return cells | {f"AP{suffix}/{name}": (slice(k, k + 1), 0, every) for k, name in enumerate(names)}
+
+
+def _sizes(family: str) -> list[tuple[int, str]]:
+    """The ranges of areas that have scores of their own; keypoints are not evaluated on small objects."""
+    return [(a, size) for a, size in enumerate(AREAS) if size and (family != "keypoints" or size != "S")]
+
+
+def _named(found: Curves, fewer: dict[int, float], limit: int, names: Sequence[str], family: str) -> dict[str, float]:
+    """COCO's summary of precision and recall (K, A, T)."""
     precision, recall = found
-    values = {f"AP{suffix}": _mean(precision[:, 0])}
-    values |= {f"AP{iou}{suffix}": _mean(precision[:, 0, at[iou]]) for iou in ("50", "75")}
-    ranges = [(a, size) for a, size in enumerate(AREAS) if size and (small or size != "S")]
-    values |= {f"AP{size}{suffix}": _mean(precision[:, a]) for a, size in ranges}
-    values |= {f"AR@{n}{suffix}": value for n, value in fewer.items()}
-    values[f"AR@{limit}{suffix}"] = _mean(recall[:, 0])
-    values |= {f"AR{size}{suffix}": _mean(recall[:, a]) for a, size in ranges}
-    return values | {f"AP{suffix}/{name}": float(precision[k, 0].mean()) for k, name in enumerate(names)}
+    suffix = _SUFFIX[family]
+    values = {score: _mean(precision[cells]) for score, cells in _precisions(names, family).items()}
+    recalls = {f"AR@{n}{suffix}": value for n, value in fewer.items()}
+    recalls[f"AR@{limit}{suffix}"] = _mean(recall[:, 0])
+    recalls |= {f"AR{size}{suffix}": _mean(recall[:, a]) for a, size in _sizes(family)}
+    whole = {score: value for score, value in values.items() if "/" not in score}
+    return whole | recalls | values
 
 
 def _mean(scores: Floats) -> float:
     """The mean without nan; nan where nothing is left."""
     defined = scores[~np.isnan(scores)]
     return float(defined.mean()) if defined.size else float("nan")
+
+
+def _means(scores: Floats) -> Floats:
+    """The mean of each replicate (r, K, T) without nan; nan where nothing is left."""
+    defined = ~np.isnan(scores)
+    counts = defined.sum((1, 2))
+    total = np.where(defined, scores, 0.0).sum((1, 2))
+    return np.divide(total, counts, out=_nans(total), where=counts > 0)
 
 
 def _nans(like: NDArray[Any]) -> Floats:

@@ -18,8 +18,9 @@ from zoo.metrics import segments
 from zoo.metrics.base import Metric, image_name
 from zoo.metrics.boundary import boundary_distance
 from zoo.metrics.instance import InstanceMetric
+from zoo.metrics.resampling import resamples
 from zoo.metrics.segments import Bools, Common, Floats, Numbers, Tables
-from zoo.metrics.semantic import ABSENT, class_scores, resamples, summary
+from zoo.metrics.semantic import ABSENT, class_scores, summary
 from zoo.structures import VOID, Class, Panoptic, Target
 
 # The rows of an image's statistics; those of boundaries and of nuclei regardless of class are the first four.
@@ -79,6 +80,7 @@ class PanopticMetric(Metric):
     """
 
     main = "PQ"
+    measured = ("PQ",)
 
     def __init__(
         self,
@@ -226,14 +228,9 @@ class PanopticMetric(Metric):
             named |= {f"{name}/{c.name}": float(score) for c, score in zip(self.classes, scores, strict=True)}
         return named | (self._average_precision() if self.instances else {})
 
-    def interval(
-        self, key: str = "PQ", replicates: int = 2000, level: float = 0.95, seed: int = 0
-    ) -> tuple[float, float]:
-        """The bootstrap percentile interval (low, high) of the score `key` over images, at confidence `level`.
-
-        As in `SemanticMetric.interval`; `key` is a score that `compute` makes of `statistics` alone: PQ, SQ, RQ (_th,
-        _st), PQ_dagger, parsing_covering, mIoU and the like, or one of a class. On several processes every one must
-        call it.
+    def resampled(self, key: str, replicates: int, seed: int = 0) -> Floats:
+        """As in `Metric`; `key` is a score that `compute` makes of `statistics` alone: PQ, SQ, RQ (_th, _st),
+        PQ_dagger, parsing_covering, mIoU and the like, or one of a class.
         """
         statistics = self.rows()[1].cpu().numpy()
         found = []
@@ -247,12 +244,7 @@ class PanopticMetric(Metric):
                 found.append(means[key])
             else:
                 raise unknown("score with an interval", key, [*means, *(f"{s}/{c}" for s in per_class for c in names)])
-        scores = np.concatenate(found) if found else np.zeros(0)
-        scores = scores[~np.isnan(scores)]
-        if not len(scores):
-            return float("nan"), float("nan")
-        low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        return np.concatenate(found) if found else np.zeros(0)
 
     def _scores(self, totals: Floats) -> dict[str, Floats]:
         """The scores over classes of data sets with sums (..., 10, K), each (...)."""

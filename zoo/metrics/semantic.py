@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ from zoo.errors import ZooError, unknown
 from zoo.metrics.base import Metric, image_name
 from zoo.metrics.boundary import boundary_distance, boundary_labels, void_where
 from zoo.metrics.counts import Counts, pair_counts
+from zoo.metrics.resampling import resamples
 from zoo.structures import VOID, Class, Target
 
 Floats = NDArray[np.float64]
 
 ABSENT = ("union", "truth", "zero", "one")
-_REPLICATES_AT_ONCE = 1 << 22  # resampling weights held at a time
 
 
 class SemanticMetric(Metric):
@@ -56,6 +56,7 @@ class SemanticMetric(Metric):
     """
 
     main = "mIoU"
+    measured = ("mIoU",)
     confusion: Tensor  # int64 (K, K + 1): truth by prediction, the last column for predictions that are no class
 
     def __init__(
@@ -119,26 +120,12 @@ class SemanticMetric(Metric):
             values |= {f"{name}/{c.name}": float(score) for c, score in zip(self.classes, scores, strict=True)}
         return values
 
-    def interval(
-        self, key: str = "mIoU", replicates: int = 2000, level: float = 0.95, seed: int = 0
-    ) -> tuple[float, float]:
-        """The bootstrap percentile interval (low, high) of the score `key` over images, at confidence `level`.
-
-        Each replicate draws as many images as there are, with replacement, and computes the score of the data set they
-        form (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). `key` is any name that
-        `compute` gives but those per image. Replicates in which it is undefined are left out; (nan, nan) without
-        images. On several processes every one must call it.
-        """
+    def resampled(self, key: str, replicates: int, seed: int = 0) -> Floats:
+        """As in `Metric`; `key` is any name that `compute` gives but those per image."""
         edges = key.startswith("boundary_IoU")
         statistics = self._gathered("boundary_statistics" if edges else "statistics")
-        if not len(statistics):
-            return float("nan"), float("nan")
-        values = np.concatenate([self._score(totals, key) for totals in resamples(statistics, replicates, seed)])
-        values = values[~np.isnan(values)]
-        if not len(values):
-            return float("nan"), float("nan")
-        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        found = [self._score(totals, key) for totals in resamples(statistics, replicates, seed)]
+        return np.concatenate(found) if found else np.zeros(0)
 
     def _score(self, statistics: Floats, key: str) -> Floats:
         """The score `key` of each of R data sets, (R, 3, K) -> (R,)."""
@@ -242,17 +229,3 @@ def _mean(scores: Floats) -> Floats:
     """The mean over the last axis without nan; nan where nothing is left."""
     defined = ~np.isnan(scores)
     return _ratio(np.where(defined, scores, 0.0).sum(-1), defined.sum(-1), np.nan)
-
-
-def resamples(statistics: Floats, replicates: int, seed: int) -> Iterator[Floats]:
-    """Sums over `replicates` samples of images with replacement: (N, ...) -> parts (n, ...) of them, none if N is 0."""
-    rng = np.random.default_rng(seed)
-    images = len(statistics)
-    flat = statistics.reshape(images, -1) if images else statistics
-    step = max(1, _REPLICATES_AT_ONCE // max(images, 1))
-    for start in range(0, replicates if images else 0, step):
-        count = min(step, replicates - start)
-        draws = rng.integers(images, size=(count, images))
-        draws += np.arange(count)[:, None] * images
-        weights = np.bincount(draws.ravel(), minlength=count * images).reshape(count, images)
-        yield (weights.astype(np.float64) @ flat).reshape(count, *statistics.shape[1:])

@@ -33,9 +33,8 @@ from torch.nn import functional as F
 
 from zoo.masks import Size
 from zoo.models.backbone import Backbone
-from zoo.models.queries.criterion import Answers, Criterion, Truth, dice_loss
+from zoo.models.queries.criterion import Answers, Criterion, dice_loss
 from zoo.models.queries.layers import MLP, Attention, ConvNorm, caffe2_xavier, check_width, sine_positions, xavier
-from zoo.models.queries.matcher import Matched, class_cost, dice_cost
 from zoo.models.queries.model import QueryModel
 from zoo.structures import Class
 
@@ -135,38 +134,19 @@ class DenseCriterion(Criterion):
     mask_weight: float = 20.0
     dice_weight: float = 1.0
 
-    @torch.no_grad()
-    def costs(self, answers: Answers, truths: Sequence[Truth], size: Size) -> list[Tensor]:
-        """Costs (L, Q, n) of each image, at the pixels' size."""
-        found = []
-        for image, (masks, labels) in enumerate(truths):
-            logits = answers.logits[:, image]
-            if not len(labels):
-                found.append(logits.new_zeros(*logits.shape[:2], 0))
-                continue
-            pixels = answers.pixels[image]
-            small = F.interpolate(_padded(masks, size)[None], pixels.shape[-2:], mode="nearest")[0]
-            truth = small.flatten(1).to(pixels.dtype)
-            drawn = answers.embeddings[:, image] @ pixels.flatten(1)
-            found.append(
-                self.class_weight * class_cost(logits, labels)
-                + self.mask_weight * _focal_cost(drawn, truth)
-                + self.dice_weight * dice_cost(drawn.sigmoid(), truth)
-            )
-        return found
+    def places(self, pixels: Tensor, masks: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """At every one of `pixels`."""
+        small = F.interpolate(_padded(masks, size)[None], pixels.shape[-2:], mode="nearest")[0]
+        return pixels.flatten(1), small.flatten(1).to(pixels.dtype)
 
-    def mask_losses(self, answers: Answers, truths: Sequence[Truth], matched: Sequence[Matched], size: Size) -> Tensor:
-        """Focal loss and dice of all pairs, summed: (2, L)."""
-        total = answers.pixels.new_zeros(2, len(answers.logits))
-        for image, ((queries, segments), truth) in enumerate(zip(matched, truths, strict=True)):
-            if not segments.shape[1]:
-                continue
-            chosen = answers.embeddings[:, image].gather(1, queries[..., None].expand(-1, -1, answers.pixels.shape[1]))
-            masks = torch.einsum("lmc,chw->lmhw", chosen, answers.pixels[image])
-            logits = F.interpolate(masks, size, mode="bilinear", align_corners=False).flatten(2)
-            wanted = _padded(truth.masks, size).flatten(1)[segments].to(logits.dtype)
-            total = total + torch.stack([_focal_loss(logits, wanted), dice_loss(logits, wanted)]).sum(-1)
-        return total
+    def mask_cost(self, logits: Tensor, truth: Tensor) -> Tensor:
+        return _focal_cost(logits, truth)
+
+    def pair_losses(self, embeddings: Tensor, pixels: Tensor, segments: Tensor, masks: Tensor, size: Size) -> Tensor:
+        drawn = torch.einsum("lmc,chw->lmhw", embeddings, pixels)
+        logits = F.interpolate(drawn, size, mode="bilinear", align_corners=False).flatten(2)
+        wanted = _padded(masks, size).flatten(1)[segments].to(logits.dtype)
+        return torch.stack([_focal_loss(logits, wanted), dice_loss(logits, wanted)]).sum(-1)
 
 
 def _focal_cost(logits: Tensor, truth: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import ZooError
-from zoo.weights import mask2former
 from zoo.weights.mask2former import PIXELS, PREDICTOR
+from zoo.weights.queries import assemble, taken_apart
 from zoo.weights.recipe import Recipe
 
 LAYER = PREDICTOR + r"transformer\.decoder\.layers\.(\d+)\."
@@ -57,8 +57,8 @@ def recipe(state: Mapping[str, Any], config: Mapping[str, Any] | None = None, ba
             "this MaskFormer has a transformer encoder (transformer.encoder...), which maskformer here has not: "
             "releases with Swins have none"
         )
-    body, arguments, heads = mask2former.taken_apart(state, NAMES, backbone)
-    return mask2former.assemble("MaskFormer", body, heads, arguments, config or {}, "maskformer", shape_options(heads))
+    body, arguments, heads = taken_apart(state, NAMES, backbone)
+    return assemble("MaskFormer", body, heads, arguments, config or {}, "maskformer", shape_options(heads))
 
 
 def shape_options(heads: Mapping[str, Any]) -> dict[str, Any]:

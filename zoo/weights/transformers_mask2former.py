@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.weights import mask2former, swin
+from zoo.weights import swin
 from zoo.weights.conventions import under
 from zoo.weights.encoders import name_encoder
+from zoo.weights.mask2former import shape_options
+from zoo.weights.queries import Names, assemble, rename
 from zoo.weights.recipe import Recipe
 
+ENCODER = "model.pixel_level_module.encoder."
 PIXELS = r"model\.pixel_level_module\.decoder\."
 LAYER = PIXELS + r"encoder\.layers\.(\d+)\."
 MODULE = r"model\.transformer_module\."
@@ -87,16 +90,24 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     Raises:
         ZooError: a backbone that is neither a Swin nor a ResNet of the usual kind.
     """
-    inside = "model.pixel_level_module.encoder."
-    body, arguments = translate_backbone(under(state, inside), backbone)
-    heads = {
-        rename(key, NAMES): value
-        for key, value in state.items()
-        if not key.startswith((inside, "criterion.")) and not re.search(r"\.own\.[qkv]_proj\.", rename(key, NAMES))
-    }
-    heads |= joined({rename(key, NAMES): value for key, value in state.items()}, "own.{}_proj.", "own.in_proj_", "qkv")
-    options = mask2former.shape_options(heads)
-    return mask2former.assemble("transformers", body, heads, arguments, config or {}, "mask2former", options)
+    body, arguments, heads = taken_apart(state, NAMES, backbone)
+    return assemble("transformers", body, heads, arguments, config or {}, "mask2former", shape_options(heads))
+
+
+def taken_apart(
+    state: Mapping[str, Tensor], names: Names, backbone: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+    """The backbone under timm's names, its arguments, and the heads under ours, which `names` translates to.
+
+    The criterion's weights are left out.
+    """
+    encoder = {key.removeprefix("model."): value for key, value in under(state, ENCODER).items()}
+    body, arguments = translate_backbone(encoder, backbone)
+    renamed = {rename(key, names): value for key, value in state.items() if not key.startswith((ENCODER, "criterion."))}
+    heads = {key: value for key, value in renamed.items() if not re.search(r"\.(own|cross)\.[qkv]_proj\.", key)}
+    for kind in ("own", "cross"):
+        heads |= joined(renamed, kind + ".{}_proj.", f"{kind}.in_proj_", "qkv")
+    return body, arguments, heads
 
 
 def translate_backbone(state: Mapping[str, Tensor], name: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,13 +125,6 @@ def translate_backbone(state: Mapping[str, Tensor], name: str | None) -> tuple[d
     if not swin.is_swin(theirs):
         return theirs, {"name": name}
     return swin.rename(theirs), swin.describe(theirs) | ({"name": name} if name else {})
-
-
-def rename(key: str, names: Any) -> str:
-    """`key` with every pattern that it begins with replaced, in order."""
-    for pattern, ours in names:
-        key = re.sub(f"^{pattern}", ours, key)
-    return key
 
 
 def joined(state: Mapping[str, Tensor], spelling: str, ours: str, parts: Any) -> dict[str, Tensor]:

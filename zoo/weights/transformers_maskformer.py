@@ -6,16 +6,15 @@ queries, which DETR's and the authors' do not; the state dict does not say so, a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from zoo.weights import mask2former, maskformer
-from zoo.weights.conventions import under
+from zoo.weights.maskformer import shape_options
+from zoo.weights.queries import assemble
 from zoo.weights.recipe import Recipe
-from zoo.weights.transformers_mask2former import joined, rename, translate_backbone
+from zoo.weights.transformers_mask2former import taken_apart
 
 PIXELS = r"model\.pixel_level_module\.decoder\."
 MODULE = r"model\.transformer_module\."
@@ -56,12 +55,5 @@ def recipe(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
     Raises:
         ZooError: a backbone that is neither a Swin nor a ResNet of the usual kind.
     """
-    inside = "model.pixel_level_module.encoder."
-    encoder = {key.removeprefix("model."): value for key, value in under(state, inside).items()}
-    body, arguments = translate_backbone(encoder, backbone)
-    renamed = {rename(key, NAMES): value for key, value in state.items() if not key.startswith((inside, "criterion."))}
-    heads = {key: value for key, value in renamed.items() if not re.search(r"\.[qkv]_proj\.", key)}
-    for kind in ("own", "cross"):
-        heads |= joined(renamed, kind + ".{}_proj.", f"{kind}.in_proj_", "qkv")
-    options = maskformer.shape_options(heads)
-    return mask2former.assemble("transformers", body, heads, arguments, config or {}, "maskformer", options)
+    body, arguments, heads = taken_apart(state, NAMES, backbone)
+    return assemble("transformers", body, heads, arguments, config or {}, "maskformer", shape_options(heads))

@@ -48,7 +48,10 @@ class Truth(NamedTuple):
 
 @dataclass(frozen=True)
 class Criterion:
-    """Match, then compare the pairs; a subclass says how masks are compared. Costs and losses have the same weights."""
+    """Match, then compare the pairs; a subclass says where and how masks are compared.
+
+    Costs and losses have the same weights.
+    """
 
     no_object_weight: float = 0.1
     class_weight: float = 2.0
@@ -67,12 +70,45 @@ class Criterion:
             mask, dice = self.mask_losses(answers, truths, matched, size) / count_segments(truths, answers.pixels)
         return by_layer(self.class_weight * classification, self.mask_weight * mask, self.dice_weight * dice)
 
+    @torch.no_grad()
     def costs(self, answers: Answers, truths: Sequence[Truth], size: Size) -> list[Tensor]:
         """What pairing each query with each segment would cost, (L, Q, n) for each image."""
-        raise NotImplementedError
+        found = []
+        for image, (masks, labels) in enumerate(truths):
+            logits = answers.logits[:, image]
+            if not len(labels):
+                found.append(logits.new_zeros(*logits.shape[:2], 0))
+                continue
+            pixels, truth = self.places(answers.pixels[image], masks, size)
+            drawn = answers.embeddings[:, image] @ pixels
+            found.append(
+                self.class_weight * class_cost(logits, labels)
+                + self.mask_weight * self.mask_cost(drawn, truth)
+                + self.dice_weight * dice_cost(drawn.sigmoid_(), truth)
+            )
+        return found
 
     def mask_losses(self, answers: Answers, truths: Sequence[Truth], matched: Sequence[Matched], size: Size) -> Tensor:
         """The terms `mask` and `dice` of all pairs, not weighted and summed: (2, L)."""
+        total = answers.pixels.new_zeros(2, len(answers.logits))
+        for image, ((queries, segments), truth) in enumerate(zip(matched, truths, strict=True)):
+            if not segments.shape[1]:
+                continue
+            chosen = answers.embeddings[:, image].gather(1, queries[..., None].expand(-1, -1, answers.pixels.shape[1]))
+            total = total + self.pair_losses(chosen, answers.pixels[image], segments, truth.masks, size)
+        return total
+
+    def places(self, pixels: Tensor, masks: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """Where masks are compared to be matched: pixels (C, h, w) -> (C, P) and true masks (n, h', w') -> (n, P)."""
+        raise NotImplementedError
+
+    def mask_cost(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """What of the cost is a mean over places: (L, Q, P), (n, P) -> (L, Q, n)."""
+        raise NotImplementedError
+
+    def pair_losses(self, embeddings: Tensor, pixels: Tensor, segments: Tensor, masks: Tensor, size: Size) -> Tensor:
+        """`mask` and `dice` of an image's pairs, summed: embeddings (L, m, C) of the queries that were matched with the
+        `segments` (L, m), rows of the true masks (n, h', w'); pixels (C, h, w) -> (2, L)."""
         raise NotImplementedError
 
 
@@ -84,46 +120,27 @@ class PointCriterion(Criterion):
     oversample: float = 3.0
     importance: float = 0.75
 
-    @torch.no_grad()
-    def costs(self, answers: Answers, truths: Sequence[Truth], size: Size) -> list[Tensor]:
-        """Costs (L, Q, n) of each image, at points that all its masks and layers share."""
-        found = []
-        for image, (masks, labels) in enumerate(truths):
-            logits = answers.logits[:, image]
-            if not len(labels):
-                found.append(logits.new_zeros(*logits.shape[:2], 0))
-                continue
-            points = point_ops.draw((1, self.points), masks.device)
-            pixels = point_ops.sample(answers.pixels[image, None], points)[0]
-            truth = point_ops.sample_truth(masks, torch.arange(len(masks), device=masks.device), points, size)
-            sampled = answers.embeddings[:, image] @ pixels
-            found.append(
-                self.class_weight * class_cost(logits, labels)
-                + self.mask_weight * cross_entropy_cost(sampled, truth.to(sampled.dtype))
-                + self.dice_weight * dice_cost(sampled.sigmoid_(), truth.to(sampled.dtype))
-            )
-        return found
+    def places(self, pixels: Tensor, masks: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """At points that all of an image's masks and layers share."""
+        points = point_ops.draw((1, self.points), masks.device)
+        truth = point_ops.sample_truth(masks, torch.arange(len(masks), device=masks.device), points, size)
+        return point_ops.sample(pixels[None], points)[0], truth.to(pixels.dtype)
 
-    def mask_losses(self, answers: Answers, truths: Sequence[Truth], matched: Sequence[Matched], size: Size) -> Tensor:
-        """Cross-entropy and dice of all pairs, summed: (2, L)."""
-        total = answers.pixels.new_zeros(2, len(answers.logits))
-        for image, ((queries, segments), truth) in enumerate(zip(matched, truths, strict=True)):
-            if not segments.shape[1]:
-                continue
-            chosen = answers.embeddings[:, image].gather(1, queries[..., None].expand(-1, -1, answers.pixels.shape[1]))
-            logits = chosen.transpose(0, 1) @ answers.pixels[image].flatten(1)  # (m, L, h * w)
-            logits = logits.unflatten(2, answers.pixels.shape[-2:])
-            points = point_ops.uncertain_points(logits.detach(), self.points, self.oversample, self.importance)
-            if segments.shape[1] == len(truth.masks):  # every one in every layer, in order
-                wanted = point_ops.sample_masks(truth.masks, points.flatten(1, 2), size)
-            else:
-                wanted = point_ops.sample_truth(truth.masks, segments.T.flatten(), points.flatten(0, 1), size)
-            wanted = wanted.view(points.shape[:-1]).flatten(0, 1).to(logits.dtype)
-            sampled = point_ops.sample(logits.flatten(0, 1)[:, None], points.flatten(0, 1))[:, 0]
-            cross_entropy = F.binary_cross_entropy_with_logits(sampled, wanted, reduction="none").mean(-1)
-            losses = torch.stack([cross_entropy, dice_loss(sampled, wanted)])
-            total = total + losses.view(2, *points.shape[:2]).sum(1)
-        return total
+    def mask_cost(self, logits: Tensor, truth: Tensor) -> Tensor:
+        return cross_entropy_cost(logits, truth)
+
+    def pair_losses(self, embeddings: Tensor, pixels: Tensor, segments: Tensor, masks: Tensor, size: Size) -> Tensor:
+        logits = embeddings.transpose(0, 1) @ pixels.flatten(1)  # (m, L, h * w)
+        logits = logits.unflatten(2, pixels.shape[-2:])
+        points = point_ops.uncertain_points(logits.detach(), self.points, self.oversample, self.importance)
+        if segments.shape[1] == len(masks):  # every one in every layer, in order
+            wanted = point_ops.sample_masks(masks, points.flatten(1, 2), size)
+        else:
+            wanted = point_ops.sample_truth(masks, segments.T.flatten(), points.flatten(0, 1), size)
+        wanted = wanted.view(points.shape[:-1]).flatten(0, 1).to(logits.dtype)
+        sampled = point_ops.sample(logits.flatten(0, 1)[:, None], points.flatten(0, 1))[:, 0]
+        cross_entropy = F.binary_cross_entropy_with_logits(sampled, wanted, reduction="none").mean(-1)
+        return torch.stack([cross_entropy, dice_loss(sampled, wanted)]).view(2, *points.shape[:2]).sum(1)
 
 
 def class_loss(logits: Tensor, truths: Sequence[Truth], matched: Sequence[Matched], no_object_weight: float) -> Tensor:
