@@ -267,7 +267,7 @@ def _report(
     }
     save_statistics(metric, out / "statistics.npz")
     if fabric.is_global_zero:
-        save_pictures(fabric, model, dataset, out / "pictures")
+        save_pictures(fabric, model, dataset, out)
         facts["cost"] = cost(fabric, model, dataset)
         facts["weights_sha256"] = checkpoint.weights_sha256(model.state_dict())
     fabric.barrier()
