@@ -37,10 +37,10 @@ class Browser:
         self._in, theirs_out = os.pipe()
         # 3 and 4 are set up by the shell: pipes may have been given any numbers here.
         command = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-                   "--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]  # fmt: skip
+        options = ["headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run"]
+        options += ["hide-scrollbars", "remote-debugging-pipe", f"user-data-dir={profile}"]
         self._process = subprocess.Popen(
-            ["bash", "-c", command, "bash", path, *options],
+            ["bash", "-c", command, "bash", path, *(f"--{option}" for option in options), "about:blank"],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -211,7 +211,8 @@ def save_statistics(metric: Metric, path: Path) -> None:
             arrays["confusion"] = metric.confusion
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         with checkpoint.replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **{name: array.cpu().numpy() for name, array in arrays.items()})
+            found: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items()}
+            np.savez_compressed(file, **found)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -73,7 +73,7 @@ def test_damaged_maps_are_told(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=r"maps cannot be read back"):
         maps.read(tmp_path)
     index = tmp_path / maps.FOLDER / "index.json"
-    index.write_text(json.dumps({"classes": [], "images": [{"index": 0}]}))
+    index.write_text(json.dumps({"classes": [["sky", [1, 2, 3], False]], "images": [{"index": 0}]}))
     with pytest.raises(ZooError, match=r"maps cannot be read back"):
         maps.read(tmp_path)
     index.write_text("{")

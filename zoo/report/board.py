@@ -71,8 +71,9 @@ def _names(table: Table) -> list[str]:
         models = [str(row.runs[0].get("model") or "?") for row in table.rows]
         short = models if len(set(models)) == len(models) else short
     for longer in (_task, lambda row: " ".join(sorted(row.overrides - table.common))):
-        counts = Counter(short)
-        short = [f"{n} {longer(row)}".strip() if counts[n] > 1 else n for n, row in zip(short, table.rows, strict=True)]
+        counts, suffixes = Counter(short), [longer(row) for row in table.rows]
+        if len(set(suffixes)) > 1:
+            short = [f"{n} {s}".strip() if counts[n] > 1 else n for n, s in zip(short, suffixes, strict=True)]
     counts, seen = Counter(short), Counter[str]()
     for place, name in enumerate(short):
         if counts[name] > 1:
@@ -85,19 +86,23 @@ def _task(row: Row) -> str:
     return str(row.runs[0].get("task") or "")
 
 
-def leaderboard(board: Board) -> Html:
-    """The table of a comparison: scores with intervals, the difference to a reference, costs, seeds, status."""
+def leaderboard(board: Board, brief: bool = False) -> Html:
+    """The table of a comparison: scores with intervals, the difference to a reference, costs, seeds, status.
+
+    `brief` leaves out the words that explain it.
+    """
     table = board.table
     if not table.columns:
         return tag("p", "No run of this comparison has ended with scores.", class_="note")
-    heads = [("model", "text"), *([("task", "text")] if table.parts else [])]
+    heads: list[tuple[str, str | None]] = [("model", "text"), *([("task", "text")] if table.parts else [])]
     heads += [(HEADINGS.get(name, name), "number") for name in table.columns]
-    heads.insert(len(heads) - len(table.columns) + 1, ("95 % interval", None))  # type: ignore[arg-type]
-    heads += [("difference", "number")]
+    span = None if table.parts else _span(board, table.columns[0])
+    if span:
+        heads.insert(2, ("95 % interval", None))
+    heads += [("difference", "number")] if len(table.rows) > 1 else []
     costs = [cost for cost in COSTS if any(not math.isnan(row.cost(cost[1])) for row in table.rows)]
     heads += [(title, "number") for title, *_ in costs] + [("seeds", "number"), ("status", "text")]
     winners = {name: board.bootstrap.winner(name) for name in table.columns}
-    span = _span(board, table.columns[0])
     same = len(set(_conditions(table.rows))) < 2
     rows = [
         tag(
@@ -105,7 +110,7 @@ def leaderboard(board: Board) -> Html:
             _model_cell(board, place),
             tag("td", _task(row)) if table.parts else None,
             _score_cells(board, place, winners, span),
-            tag("td", "", class_="difference number", data_value="", data_place=place),
+            tag("td", class_="difference number", data_value="", data_place=place) if len(table.rows) > 1 else None,
             [_cost_cell(row, cost, same) for cost in costs],
             tag("td", f"{len(row.good)}/{len(row.runs)}" if len(row.good) < len(row.runs) else len(row.good),
                 class_="number", data_value=len(row.good)),
@@ -115,9 +120,10 @@ def leaderboard(board: Board) -> Html:
         for place, row in enumerate(table.rows)
     ]  # fmt: skip
     head = tag("tr", [heading(text, kind) for text, kind in heads])
-    caption = tag("caption", _caption(board, winners), class_="note")
+    caption = None if brief else tag("caption", _caption(board, winners), class_="note")
     drawn = tag("table", caption, tag("thead", head), tag("tbody", rows), class_="board", id=f"{board.key}-board")
-    return tag("div", _controls(board), tag("div", drawn, class_="scroll", tabindex=0), class_="leaderboard")
+    controls = _controls(board) if len(table.rows) > 1 else None
+    return tag("div", controls, tag("div", drawn, class_="scroll", tabindex=0), class_="leaderboard")
 
 
 def differences(board: Board) -> dict[str, Any]:
@@ -137,7 +143,7 @@ def differences(board: Board) -> dict[str, Any]:
                 values = [pair.delta, pair.low, pair.high, adjusted.get(place, math.nan)]
                 grid[place][reference] = [round(value, 6) for value in values if not math.isnan(value)]
         found[name] = grid
-    return {"names": board.names, "columns": list(board.table.columns), "differences": found}
+    return {"names": board.names, "differences": found}
 
 
 def _span(board: Board, name: str) -> tuple[float, float] | None:
@@ -170,12 +176,14 @@ def _score_cells(
         interval = board.bootstrap.interval(place, name)
         shown: Any = NONE if math.isnan(mean) else f"{100 * mean:.2f}"
         shown = tag("b", shown) if winners[name] == place else shown
-        spread = None if math.isnan(sd) else tag("small", f"± {100 * sd:.2f}", title="standard deviation over seeds")
-        title = _interval(interval) if interval else None
+        small = [] if math.isnan(sd) else [tag("small", f"± {100 * sd:.2f}", title="standard deviation over seeds")]
+        if interval and board.table.parts:
+            small.append(tag("small", _interval(interval)))
+        title = f"95 % interval: {_interval(interval)}" if interval else None
         value = "" if math.isnan(mean) else f"{mean:.6f}"
-        cells.append(tag("td", shown, spread, class_="number", data_value=value, title=title))
-        if number == 0:
-            drawn = whisker(mean, interval, span) if span and not math.isnan(mean) else None
+        cells.append(tag("td", shown, small, class_="number", data_value=value, title=title))
+        if number == 0 and span:
+            drawn = None if math.isnan(mean) else whisker(mean, interval, span)
             cells.append(tag("td", drawn, tag("small", _interval(interval) if interval else NONE), class_="whisker"))
     return cells
 
@@ -216,6 +224,8 @@ def _caption(board: Board, winners: dict[str, int | None]) -> list[Any]:
     ]
     if not any(winner is not None for winner in winners.values()):
         said.append(" No row is that much better here.")
+    if board.table.parts:
+        said.append(" Below a score stands its 95 % interval, where it has one.")
     if len(conditions) == 1:
         said.append(f" Latency of one image, post-processing included: {conditions[0]}.")
     elif conditions:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zoo.report.markup import Html, tag
 
@@ -18,6 +19,27 @@ WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 40
 
 Scale = Callable[[float], float]
+Ticks = Sequence[tuple[float, str]]
+Side = tuple[str, float, float]  # of a point's name: text-anchor, dx, dy
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+CORNERS: dict[str, list[tuple[float, float]]] = {
+    "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
+    "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
+    "diamond": [(0, -1.1), (1.1, 0), (0, 1.1), (-1.1, 0)],
+    "down": [(0, 1), (1, -0.8), (-1, -0.8)],
+    "bar": [(-1, -0.4), (1, -0.4), (1, 0.4), (-1, 0.4)],
+}
+SIDES: list[Side] = [
+    ("start", 10, 4),
+    ("end", -10, 4),
+    ("middle", 0, -11),
+    ("middle", 0, 19),
+    ("start", 8, -8),
+    ("end", -8, -8),
+    ("start", 8, 16),
+    ("end", -8, 16),
+]
 
 
 @dataclass
@@ -48,18 +70,17 @@ def shape(place: int, x: float, y: float, r: float) -> Html:
     kind = SHAPES[(place + place // SERIES) % len(SHAPES)]
     if kind == "circle":
         return tag("circle", cx=x, cy=y, r=r, fill="currentColor")
-    around = {
-        "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
-        "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
-        "diamond": [(0, -1.1), (1.1, 0), (0, 1.1), (-1.1, 0)],
-        "down": [(0, 1), (1, -0.8), (-1, -0.8)],
-        "bar": [(-1, -0.4), (1, -0.4), (1, 0.4), (-1, 0.4)],
-    }
-    if kind in around:
-        corners = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in around[kind])
+    if kind in CORNERS:
+        corners = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in CORNERS[kind])
         return tag("polygon", points=corners, fill="currentColor")
-    lines = {"plus": f"M{x - r} {y}H{x + r}M{x} {y - r}V{y + r}", "cross": f"M{x - r} {y - r}L{x + r} {y + r}M{x + r} {y - r}L{x - r} {y + r}"}  # fmt: skip  # noqa: E501
-    return tag("path", d=lines[kind], stroke="currentColor", stroke_width=r / 2, fill="none")
+    left, right, top, low = x - r, x + r, y - r, y + r
+    upright, diagonal = (
+        f"M{left} {y}H{right}M{x} {top}V{low}",
+        f"M{left} {top}L{right} {low}M{right} {top}L{left} {low}",
+    )
+    return tag(
+        "path", d=upright if kind == "plus" else diagonal, stroke="currentColor", stroke_width=r / 2, fill="none"
+    )
 
 
 def whisker(value: float, interval: tuple[float, float] | None, span: tuple[float, float]) -> Html:
@@ -145,9 +166,8 @@ def legend(names: Sequence[tuple[int, str]]) -> Html:
 
 
 def _framed(
-    content: object, xs: Scale, x_ticks: Sequence[tuple[float, str]], ys: Scale, y_ticks: Sequence[tuple[float, str]],
-    x_title: str, y_title: str, name: str,
-) -> Html:  # fmt: skip
+    content: Any, xs: Scale, x_ticks: Ticks, ys: Scale, y_ticks: Ticks, x_title: str, y_title: str, name: str
+) -> Html:
     floor = HEIGHT - BOTTOM
     grid = [tag("path", d=f"M{LEFT} {ys(y):.1f}H{WIDTH - RIGHT}", class_="grid") for y, _ in y_ticks]
     labels = [tag("text", text, x=LEFT - 6, y=round(ys(y) + 4, 1), text_anchor="end") for y, text in y_ticks]
@@ -160,20 +180,25 @@ def _framed(
     return tag("figure", tag("figcaption", y_title), drawn, class_="chart")
 
 
-def _log_scale(low: float, high: float, start: float = LEFT, end: float = WIDTH - RIGHT) -> tuple[Scale, list[tuple[float, str]]]:  # noqa: E501  # fmt: skip
+def _log_scale(
+    low: float, high: float, start: float = LEFT, end: float = WIDTH - RIGHT
+) -> tuple[Scale, list[tuple[float, str]]]:
     low = max(low, 1e-12)
     high = max(high, low * 1.01)
     a, b = math.log10(low), math.log10(high)
-    steps = (1, 2, 5) if b - a < 2 else (1,)
-    if b - a < 0.35:
-        steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # type: ignore[assignment]
-    values = [m * 10.0**e for e in range(math.floor(a), math.ceil(b) + 1) for m in steps]
-    kept = [value for value in values if low <= value <= high]
+    if b - a < 0.6:
+        kept = [value for value, _ in _linear_scale([low, high], 0, 1, pad=0)[1] if low <= value <= high]
+    else:
+        steps = (1, 2, 5) if b - a < 2 else (1,)
+        values = [m * 10.0**e for e in range(math.floor(a), math.ceil(b) + 1) for m in steps]
+        kept = [value for value in values if low <= value <= high]
     kept = kept[:: max(1, -(-len(kept) // 7))]
     return lambda v: start + (end - start) * (math.log10(max(v, low)) - a) / (b - a), [(v, _number(v)) for v in kept]
 
 
-def _linear_scale(values: Sequence[float], start: float, end: float, pad: float = 0.08) -> tuple[Scale, list[tuple[float, str]]]:  # noqa: E501  # fmt: skip
+def _linear_scale(
+    values: Sequence[float], start: float, end: float, pad: float = 0.08
+) -> tuple[Scale, list[tuple[float, str]]]:
     low, high = min(values), max(values)
     room = pad * (high - low) if high > low else max(abs(high) * 0.1, 0.5)
     low, high = (low - room if low else low), high + room
@@ -203,33 +228,31 @@ def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _label_sides(points: Sequence[tuple[float, float, Series]], xs: Scale, ys: Scale) -> list[tuple[str, float, float]]:
-    """Where each point's name goes, (anchor, dx, dy), so that names stay in the frame and off each other."""
-    taken: list[tuple[float, float, float, float]] = [
-        (xs(x) - 7, ys(y) - 7, xs(x) + 7, ys(y) + 7) for x, y, _ in points
-    ]
-    placed = []
-    for x, y, series in points:
-        wide, px, py = 6.2 * len(series.name), xs(x), ys(y)
-        choices = [("start", 10, 4), ("end", -10, 4), ("middle", 0, -11), ("middle", 0, 19), ("start", 8, -8),
-                   ("end", -8, -8), ("start", 8, 16), ("end", -8, 16)]  # fmt: skip
-
-        def box(choice: tuple[str, float, float], px: float = px, py: float = py, wide: float = wide) -> tuple[float, float, float, float]:  # noqa: E501  # fmt: skip
-            anchor, dx, dy = choice
-            left = px + dx - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
-            return left, py + dy - 10, left + wide, py + dy + 3
-
-        def cost(choice: tuple[str, float, float], mine: int = len(placed)) -> float:
-            a = box(choice)
-            out = max(0.0, LEFT - a[0]) + max(0.0, a[2] - WIDTH) + max(0.0, TOP - 10 - a[1])
-            over = sum(
-                max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-                for i, b in enumerate(taken)
-                if i != mine
-            )
-            return 50 * out + over
-
-        best = min(choices, key=cost)
-        taken.append(box(best))
-        placed.append(best)
+def _label_sides(points: Sequence[tuple[float, float, Series]], xs: Scale, ys: Scale) -> list[Side]:
+    """Where each point's name goes so that names stay in the frame and off points and each other."""
+    taken: list[Box] = [(xs(x) - 7, ys(y) - 7, xs(x) + 7, ys(y) + 7) for x, y, _ in points]
+    placed: list[Side] = []
+    for number, (x, y, series) in enumerate(points):
+        others = [box for i, box in enumerate(taken) if i != number]
+        boxes = {side: _text_box(xs(x), ys(y), series.name, side) for side in SIDES}
+        side = min(SIDES, key=lambda side: _crowding(boxes[side], others))
+        taken.append(boxes[side])
+        placed.append(side)
     return placed
+
+
+def _text_box(x: float, y: float, text: str, side: Side) -> Box:
+    anchor, dx, dy = side
+    wide = 6.2 * len(text)
+    left = x + dx - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
+    return left, y + dy - 10, left + wide, y + dy + 3
+
+
+def _crowding(box: Box, others: Sequence[Box]) -> float:
+    """Pixels that a box shares with others; what lies outside of the frame counts far more."""
+    left, top, right, bottom = box
+    outside = max(0.0, LEFT - left) + max(0.0, right - WIDTH) + max(0.0, TOP - 10 - top)
+    shared = (
+        max(0.0, min(right, b[2]) - max(left, b[0])) * max(0.0, min(bottom, b[3]) - max(top, b[1])) for b in others
+    )
+    return 50 * outside + sum(shared)

@@ -20,10 +20,11 @@ from zoo.report.table import CLASS_PREFIX, COLUMNS
 
 SHADES = 10  # of the heat tables, classes h0 .. h10
 CONFUSED = 20  # classes: above that only the commonest confusions are shown
+OPEN = 4  # tables of confusion shown at once
 POINTS = 400  # of a curve
 LOG_LINES, LOG_BYTES = 12, 16384
 SIZES = {"small": "APS", "medium": "APM", "large": "APL"}
-PLACES = ("runs", "seed", "dataset.root", "checkpoint")  # keys of a config that say where, or that have a column
+PLACES = ("runs", "seed", "dataset.root", "checkpoint", "report.max_mb")  # keys that say where, or have a column
 
 
 def facts(board: Board) -> Html:
@@ -76,37 +77,35 @@ def classes(board: Board) -> Html | None:
     """Classes down, models across, most different first; beside it what share of the data each class is."""
     prefix = CLASS_PREFIX.get(board.table.task, "")
     places = [place for place, row in enumerate(board.rows) if row.good]
-    names = list(
-        dict.fromkeys(n for place in places for n in board.rows[place].good[0]["metrics"] if n.startswith(prefix))
-    )
-    if not prefix or not names:
+    known = dict.fromkeys(name for place in places for name in board.rows[place].good[0]["metrics"])
+    means = {name: [board.rows[place].metric(name)[0] for place in places] for name in known if name.startswith(prefix)}
+    if not prefix or not means:
         return None
-    means = {name: [board.rows[place].metric(name)[0] for place in places] for name in names}
-    spread = {
-        name: np.ptp(known) if (known := [m for m in row if not math.isnan(m)]) else -1 for name, row in means.items()
-    }
     shares = _shares(board)
     head = [heading("class", "text"), heading("share", "number") if shares else None]
     head += [heading(board.label(place), "number") for place in places]
     rows = []
-    for name in sorted(names, key=lambda name: -float(spread[name])):
+    for name in sorted(means, key=lambda name: -_spread(means[name])):
         plain = name.removeprefix(prefix)
-        share = shares.get(plain)
         cells = [_heat(mean, board.places[place]) for mean, place in zip(means[name], places, strict=True)]
-        small = None
-        if shares:
-            known = share is not None
-            small = tag(
-                "td",
-                f"{100 * share:.2f} %" if share is not None else NONE,
-                class_="number",
-                data_value=share if known else "",
-            )
-        rows.append(tag("tr", tag("th", plain, scope="row"), small, cells))
+        share = _share_cell(shares.get(plain, math.nan)) if shares else None
+        rows.append(tag("tr", tag("th", plain, scope="row"), share, cells))
     what = {"IoU/": "IoU", "AP/": "AP", "PQ/": "PQ"}[prefix]
     caption = tag("caption", f"{what} of each class times 100, the classes models differ most in first.", class_="note")
     table = tag("table", caption, tag("thead", tag("tr", head)), tag("tbody", rows), class_="heat")
     return tag("div", table, class_="scroll", tabindex=0)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """How far apart the known values are."""
+    known = [value for value in values if not math.isnan(value)]
+    return max(known) - min(known) if known else -1.0
+
+
+def _share_cell(share: float) -> Html:
+    unknown = math.isnan(share)
+    text = NONE if unknown else f"{100 * share:.2f} %"
+    return tag("td", text, class_="number", data_value="" if unknown else f"{share:.6f}")
 
 
 def _shares(board: Board) -> dict[str, float]:
@@ -132,7 +131,7 @@ def _heat(value: float, place: int | None = None, text: str | None = None) -> Ht
 
 def confusions(board: Board) -> Html | None:
     """Of each model what the pixels of each class are taken for."""
-    drawn = []
+    drawn: list[Html] = []
     for place, row in enumerate(board.rows):
         for run in row.good[:1]:
             table = statistics(run).get("confusion")
@@ -140,15 +139,15 @@ def confusions(board: Board) -> Html | None:
                 continue
             share = table / np.maximum(table.sum(1, keepdims=True), 1)
             inside = _matrix(share, run["classes"]) if len(share) <= CONFUSED else _commonest(share, run["classes"])
-            drawn.append(tag("details", tag("summary", board.label(place)), inside, open=not drawn))
-    return tag("div", drawn, class_="confusion") if drawn else None
+            drawn.append(tag("details", tag("summary", board.label(place)), inside, open=len(drawn) < OPEN))
+    return tag("div", drawn, class_="beside") if drawn else None
 
 
 def _matrix(share: Any, names: Sequence[str]) -> Html:
     heads = [*names, *(["no class"] if share[:, -1].any() else [])]
     top = tag(
         "tr",
-        tag("th", "truth ＼ prediction", scope="col"),
+        tag("th", "truth ↓ prediction →", scope="col"),
         [tag("th", tag("span", n), scope="col", class_="slant") for n in heads],
     )
     rows = [

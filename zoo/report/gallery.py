@@ -76,7 +76,7 @@ def gather(board: Board) -> Gallery:
             {"name": board.names[place], "task": tasks[place], "place": place} for place in found
         ],
         "finest": next(task for task in (*FINEST, *tasks.values()) if task in tasks.values()),
-        "score": one_score or "pixels right",
+        "score": one_score or "the share of pixels that are right",
         "wrong": [[name, list(color)] for name, color in WRONG.items()],
         "sure": SURE,
     }  # fmt: skip

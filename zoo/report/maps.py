@@ -22,6 +22,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from zoo.checkpoint import replacing
@@ -130,7 +131,7 @@ def _segments(path: Path, table: Mapping[str, Any] | None, classes: Sequence[Cla
     if pixels is None or pixels.dtype != np.uint8 or (pixels.ndim == 2) != (table is None):
         raise ValueError(f"{path.name} is no such PNG")
     if table is None:
-        return as_segments(Semantic(pixels), classes, 0)
+        return as_segments(Semantic(torch.from_numpy(pixels)), classes, 0)
     blue, green, red = (pixels[..., channel].astype(np.int32) for channel in range(3))
     ids = red + (green << 8) + (blue << 16)
     labels = np.array(table["labels"], np.int64)

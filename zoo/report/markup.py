@@ -36,7 +36,7 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
 
 def join(children: Iterable[Any]) -> Html:
     """The children of an element one after the other, escaped where they are not `Html`."""
-    parts = []
+    parts: list[str] = []
     for child in children:
         if child is None:
             continue

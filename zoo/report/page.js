@@ -68,7 +68,7 @@ function sort(table, column, numbers, sign) {
 
 function leaderboard(controls) {
   const table = document.getElementById(`${controls.dataset.board}-board`);
-  const { names, columns, differences } = content(`${controls.dataset.board}-data`);
+  const { names, differences } = content(`${controls.dataset.board}-data`);
   const filter = $(".filter", controls), score = $(".score", controls), reference = $(".reference", controls);
   filter.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -99,7 +99,7 @@ function leaderboard(controls) {
   };
   score.addEventListener("change", show);
   reference.addEventListener("change", show);
-  if (columns.length) show();
+  show();
 }
 
 const signed = (value, digits = 2) => {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -120,16 +120,16 @@ def _section(board: Board, gallery: Gallery) -> Html:
     single = parts or [board]
     inner = [
         ("board", "Leaderboard", leaderboard(board)),
-        *((f"board-{b.table.task}", f"{TASKS.get(b.table.task, b.table.task)} alone", leaderboard(b)) for b in parts),
+        *((f"board-{b.table.task}", f"{TASKS[b.table.task]} alone", leaderboard(b, brief=True)) for b in parts),
         ("masks", "Masks side by side", viewer(gallery)),
         ("cost", "Score against cost", details.costs(board)),
-        *((f"classes-{b.table.task}", f"Classes{_of(b, parts)}", details.classes(b)) for b in single),
-        *((f"confusion-{b.table.task}", f"Confusion{_of(b, parts)}", details.confusions(b)) for b in single),
+        ("classes", "Classes", _beside(single, details.classes)),
+        ("confusion", "Confusion", _beside(single, details.confusions)),
         ("sizes", "AP by size", details.sizes(board)),
         ("curves", "Training", details.curves(board)),
         ("config", "What was set differently", details.configs(board)),
         ("failures", "Runs that did not end well", details.failures(board)),
-    ]  # fmt: skip
+    ]
     shown = [(f"{board.key}-{key}", heading, content) for key, heading, content in inner if content is not None]
     jumps = tag("nav", [tag("a", heading, href=f"#{key}-section") for key, heading, _ in shown], aria_label="sections")
     drawn = [
@@ -143,8 +143,12 @@ def _section(board: Board, gallery: Gallery) -> Html:
     )  # fmt: skip
 
 
-def _of(board: Board, parts: list[Board]) -> str:
-    return f", {board.table.task}" if parts else ""
+def _beside(boards: list[Board], section: Callable[[Board], Html | None]) -> Html | None:
+    """A section of each task, side by side where there are several."""
+    drawn = [(board.table.task, content) for board in boards if (content := section(board)) is not None]
+    heads = [tag("h4", task, class_="task") if len(boards) > 1 else None for task, _ in drawn]
+    parts = [tag("div", head, content) for head, (_, content) in zip(heads, drawn, strict=True)]
+    return tag("div", parts, class_="beside") if parts else None
 
 
 def _title(board: Board) -> str:

@@ -121,14 +121,14 @@ function viewer(place) {
           const kind = kinds[p];
           if (kind !== 255 && (state.only === NONE || label === state.only || truth.labels[truth.ids[p]] === state.only)) color = data.wrong[kind][1];
         } else if (shown.striped[id] && label === NONE) {
-          color = (x * step + y * step) % 8 < 2 ? [110, 110, 110] : [40, 40, 40];
+          color = ((x + y) * step) % 8 < 2 ? [120, 120, 120, 255] : [20, 20, 20, 120];
         } else if (colors[id] && (state.only === NONE || label === state.only) && (!differ || differ[p])) {
           const right = x + 1 < wide ? shown.ids[p + step] : id, below = y + 1 < high ? shown.ids[p + step * width] : id;
           const edge = step === 1 && !differ && (right !== id || below !== id)
             && (shown.things[id] || shown.things[right] || shown.things[below]);
           color = edge ? [255, 255, 255] : colors[id];
         }
-        if (color) { pixels[to] = color[0]; pixels[to + 1] = color[1]; pixels[to + 2] = color[2]; pixels[to + 3] = 255; }
+        if (color) { pixels[to] = color[0]; pixels[to + 1] = color[1]; pixels[to + 2] = color[2]; pixels[to + 3] = color[3] ?? 255; }
       }
     }
     canvas.getContext("2d").putImageData(picture, 0, 0);
@@ -187,6 +187,10 @@ function viewer(place) {
     ...tiles.map((tile) => tile.tile));
   const hint = element("p", { class: "note keys" },
     "Keys: ← → images, 1–4 views, hold T for the truth in every tile, + − 0 zoom, [ ] opacity, F full screen. Drag to pan, double click or Ctrl + wheel to zoom.");
+  new ResizeObserver(() => { // rows of tiles that are full
+    const fit = Math.max(1, Math.floor(stage.clientWidth / 215)), lines = Math.ceil(tiles.length / fit);
+    stage.style.setProperty("--columns", Math.ceil(tiles.length / lines));
+  }).observe(stage);
   const list = element("div", { class: "images", role: "group", "aria-label": "all images" });
   const count = element("p", { class: "note count" });
   const body = element("div", { class: "inside" }, toolbar,
@@ -300,7 +304,7 @@ function viewer(place) {
     sight.disconnect();
     thumbs.clear();
     list.replaceChildren(...order.map(line));
-    count.textContent = `${order.length} of ${data.images.length} images. The number with each is its ${data.score}, times 100.`;
+    count.textContent = `${order.length} of ${data.images.length} images. The number below a map is ${data.score} on that image, in percent.`;
   }
 
   // ------------------------------------------------------------ moving about
