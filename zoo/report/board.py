@@ -120,10 +120,10 @@ def leaderboard(board: Board, brief: bool = False) -> Html:
         for place, row in enumerate(table.rows)
     ]  # fmt: skip
     head = tag("tr", [heading(text, kind) for text, kind in heads])
-    caption = None if brief else tag("caption", _caption(board, winners), class_="note")
-    drawn = tag("table", caption, tag("thead", head), tag("tbody", rows), class_="board", id=f"{board.key}-board")
+    notes = None if brief else tag("p", _caption(board, winners), class_="note")
+    drawn = tag("table", tag("thead", head), tag("tbody", rows), class_="board", id=f"{board.key}-board")
     controls = _controls(board) if len(table.rows) > 1 else None
-    return tag("div", controls, tag("div", drawn, class_="scroll", tabindex=0), class_="leaderboard")
+    return tag("div", controls, tag("div", drawn, class_="scroll", tabindex=0), notes)
 
 
 def differences(board: Board) -> dict[str, Any]:

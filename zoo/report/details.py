@@ -15,7 +15,7 @@ from zoo.report import charts
 from zoo.report.board import COSTS, HEADINGS, NONE, Board, heading
 from zoo.report.bootstrap import statistics
 from zoo.report.charts import Series
-from zoo.report.markup import Html, tag
+from zoo.report.markup import Html, join, tag
 from zoo.report.table import CLASS_PREFIX, COLUMNS
 
 SHADES = 10  # of the heat tables, classes h0 .. h10
@@ -44,7 +44,7 @@ def facts(board: Board) -> Html:
         "device": _several(run.get("cost", {}).get("device") for run in runs),
         "precision": _several(run.get("cost", {}).get("precision") for run in runs),
         "versions": _several(_versions(run) for run in runs),
-        "run": _several(str(run.get("started", ""))[:10] for run in runs),
+        "date": _several(str(run.get("started", ""))[:10] for run in runs),
     }
     items = [tag("div", tag("dt", name), tag("dd", value)) for name, value in found.items() if value]
     return tag("dl", items, class_="facts")
@@ -91,9 +91,9 @@ def classes(board: Board) -> Html | None:
         share = _share_cell(shares.get(plain, math.nan)) if shares else None
         rows.append(tag("tr", tag("th", plain, scope="row"), share, cells))
     what = {"IoU/": "IoU", "AP/": "AP", "PQ/": "PQ"}[prefix]
-    caption = tag("caption", f"{what} of each class times 100, the classes models differ most in first.", class_="note")
-    table = tag("table", caption, tag("thead", tag("tr", head)), tag("tbody", rows), class_="heat")
-    return tag("div", table, class_="scroll", tabindex=0)
+    note = tag("p", f"{what} of each class times 100, the classes models differ most in first.", class_="note")
+    table = tag("table", tag("thead", tag("tr", head)), tag("tbody", rows), class_="heat")
+    return join([tag("div", table, class_="scroll", tabindex=0), note])
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -155,9 +155,9 @@ def _matrix(share: Any, names: Sequence[str]) -> Html:
             [_heat(float(v), text=f"{100 * v:.0f}" if v >= 0.005 else "") for v in share[i, : len(heads)]])
         for i, name in enumerate(names)
     ]  # fmt: skip
-    caption = tag("caption", "Percent of the pixels of each row's class.", class_="note")
-    table = tag("table", caption, tag("thead", top), tag("tbody", rows), class_="heat matrix")
-    return tag("div", table, class_="scroll", tabindex=0)
+    note = tag("p", "Percent of the pixels of each row's class.", class_="note")
+    table = tag("table", tag("thead", top), tag("tbody", rows), class_="heat matrix")
+    return join([tag("div", table, class_="scroll", tabindex=0), note])
 
 
 def _commonest(share: Any, names: Sequence[str]) -> Html:

@@ -61,7 +61,7 @@ function viewer(place) {
   const signs = $$(".signs > svg", place);
   const sign = (row) => signs[data.rows[row].place].cloneNode(true);
   const rows = data.rows.map((_, i) => i);
-  const state = { image: 0, view: "prediction", opacity: 0.6, sure: data.sure, only: NONE, truth: false, scale: 1, x: 0, y: 0 };
+  const state = { image: 0, view: "prediction", opacity: 0.5, sure: data.sure, only: NONE, truth: false, scale: 1, x: 0, y: 0 };
   let order = data.images.map((_, i) => i);
   let painting = 0;
 
@@ -149,7 +149,7 @@ function viewer(place) {
   const sure = slider("score", state.sure, (value) => { state.sure = value; sureness.textContent = value.toFixed(2); refresh(); },
     "objects less sure than this are left out");
   sure.append(sureness);
-  const only = element("select", { class: "only", onchange: () => { state.only = Number(only.value); arrange(); refresh(); } },
+  const only = element("select", { class: "only", onchange: () => { state.only = Number(only.value); arrange(); if (order.includes(state.image)) refresh(); else choose(order[0]); } },
     element("option", { value: NONE }, "all classes"), ...data.classes.map(([name], i) => element("option", { value: i }, name)));
   const names = (label) => element("select", { "aria-label": label, hidden: true, onchange: () => { arrange(); choose(order[0]); } },
     ...data.rows.map((row, i) => element("option", { value: i }, row.name)));
@@ -188,7 +188,7 @@ function viewer(place) {
   const hint = element("p", { class: "note keys" },
     "Keys: ← → images, 1–4 views, hold T for the truth in every tile, + − 0 zoom, [ ] opacity, F full screen. Drag to pan, double click or Ctrl + wheel to zoom.");
   new ResizeObserver(() => { // rows of tiles that are full
-    const fit = Math.max(1, Math.floor(stage.clientWidth / 215)), lines = Math.ceil(tiles.length / fit);
+    const fit = Math.max(1, Math.floor(stage.clientWidth / (stage.clientWidth < 600 ? 150 : 215))), lines = Math.ceil(tiles.length / fit);
     stage.style.setProperty("--columns", Math.ceil(tiles.length / lines));
   }).observe(stage);
   const list = element("div", { class: "images", role: "group", "aria-label": "all images" });
@@ -270,7 +270,8 @@ function viewer(place) {
       return element("span", { class: "cell" }, layers, element("small", {}, row === "truth" ? "truth" : sign(row), row === "truth" ? "" : ` ${percent(image.scores[row])}`));
     };
     const text = element("span", { class: "about" }, element("b", {}, image.name),
-      element("small", {}, `${rows.length > 1 ? "disagreement" : "errors"} ${(100 * image.disagreement).toFixed(1)} %`));
+      element("small", { title: rows.length > 1 ? "pixels to which not all models give one class" : "pixels that are wrong" },
+        `${(100 * image.disagreement).toFixed(1)} % ${rows.length > 1 ? "differ" : "wrong"}`));
     const button = element("button", { type: "button", class: "row", "data-image": index, onclick: () => { choose(index); stage.scrollIntoView({ block: "nearest" }); } },
       text, cell("truth"), ...rows.map(cell));
     button.setAttribute("aria-label", `show ${image.name}`);
