@@ -92,6 +92,7 @@ def finished(folder: Path, model: str, task: str = "semantic", share: float = 0.
     writer.close()
     lines = [f"{step},train/loss,{share + 1 / step}\n" for step in range(1, 21)]
     lines += [f"{step},val/{metric.main},{0.02 * step}\n" for step in (10, 20)]
+    lines += [f"{step},train/seconds,{3 * step}\n" for step in range(1, 21)]
     (folder / "metrics.csv").write_text("step,name,value\n" + "".join(lines))
     config = {"model": {"name": model}, "seed": seed, "optimizer": {"lr": share, "name": "adamw"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -16,7 +16,7 @@ import pytest
 from finished import IMAGES, crashed, finished, samples
 
 from zoo.errors import ZooError
-from zoo.report import charts, result
+from zoo.report import charts, details, result
 from zoo.report.__main__ import main
 from zoo.report.markup import Html, data_block, tag
 from zoo.report.page import write_page
@@ -212,6 +212,15 @@ def test_configs_show_what_differs_alone(three_tasks: Path) -> None:
     assert "optimizer.lr" in table
     assert "optimizer.name" not in table
     assert "seed" not in table
+
+
+def test_curves_over_steps_and_minutes(three_tasks: Path) -> None:
+    page = made(three_tasks)
+    names = [a.get("aria-label") for a, _ in page.all("svg", role="img")]
+    assert {"training loss, log over step", "training loss, log over minutes of training"} <= {*names}
+    assert "mIoU on validation over minutes of training" in names
+    found = details.history({"folder": three_tasks / "0"})
+    assert details._timed([(10, 0.5), (15, 0.7)], found["train/seconds"]) == [(0.5, 0.5), (0.75, 0.7)]
 
 
 def test_a_crashed_run_says_its_last_words(three_tasks: Path) -> None:

@@ -18,6 +18,9 @@ from zoo.report.charts import Series
 from zoo.report.markup import Html, join, tag
 from zoo.report.table import CLASS_PREFIX, COLUMNS
 
+Curve = list[tuple[float, float]]  # (step, value)
+History = dict[str, Curve]
+
 SHADES = 10  # of the heat tables, classes h0 .. h10
 CONFUSED = 20  # classes: above that only the commonest confusions are shown
 OPEN = 4  # tables of confusion shown at once
@@ -189,28 +192,46 @@ def sizes(board: Board) -> Html | None:
 
 
 def curves(board: Board) -> Html | None:
-    """Loss and the score that ranks over the steps of training, of each row's first seed."""
+    """Loss and the scores that rank over steps and over minutes of training, of each row's first seed."""
     histories = {place: history(row.runs[0]) for place, row in enumerate(board.rows)}
-    drawn = []
     tasks = {str(row.runs[0].get("task")) for row in board.rows}
-    wanted = [("train/loss", "training loss", True), *((f"val/{n}", f"{n} on validation", False) for n in
-              dict.fromkeys(COLUMNS[task][0] for task in COLUMNS if task in tasks))]  # fmt: skip
-    for name, title, loss in wanted:
-        unit = 1 if loss else 100
-        series = [
-            Series(board.places[place], board.names[place], [(x, unit * y) for x, y in _thinned(points)])
-            for place, found in histories.items()
-            if (points := found.get(name))
-        ]
-        if series:
-            log = loss and all(y > 0 for s in series for _, y in s.points)
-            drawn.append(charts.curves(series, "step", title + (", log" if log else ""), log))
-    return tag("div", drawn, class_="charts") if drawn else None
+    scores = dict.fromkeys(names[0] for task, names in COLUMNS.items() if task in tasks)
+    drawn: list[Html | None] = []
+    for name in ("train/loss", *(f"val/{score}" for score in scores)):
+        for over in ("step", "minutes"):
+            drawn.append(_curve(board, histories, name, over))
+    return tag("div", drawn, class_="charts") if any(drawn) else None
 
 
-def history(run: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+def _curve(board: Board, histories: dict[int, History], name: str, over: str) -> Html | None:
+    """One value of all runs; None where no run has two of them."""
+    loss = name == "train/loss"
+    series = []
+    for place, found in histories.items():
+        clock = found.get("train/seconds", [])
+        points = found.get(name, []) if over == "step" else _timed(found.get(name, []), clock)
+        if points:
+            shown = [(x, y if loss else 100 * y) for x, y in _thinned(points)]
+            series.append(Series(board.places[place], board.names[place], shown))
+    if not any(len(s.points) > 1 for s in series):
+        return None
+    log = loss and all(y > 0 for s in series for _, y in s.points)
+    title = f"training loss{', log' if log else ''}" if loss else f"{name.removeprefix('val/')} on validation"
+    return charts.curves(series, over if over == "step" else "minutes of training", title, log)
+
+
+def _timed(points: Curve, clock: Curve) -> Curve:
+    """Values over minutes instead of steps, by the run's clock (step, seconds)."""
+    if not points or not clock:
+        return []
+    steps, seconds = zip(*clock, strict=True)
+    minutes = np.interp([step for step, _ in points], steps, seconds) / 60
+    return [(float(x), y) for x, (_, y) in zip(minutes, points, strict=True)]
+
+
+def history(run: dict[str, Any]) -> History:
     """The finite values of metrics.csv by name, (step, value); nothing where there is no such file."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: History = {}
     try:
         with (Path(run["folder"]) / "metrics.csv").open(encoding="utf-8", newline="") as file:
             for step, name, value in csv.reader(file):
@@ -221,7 +242,7 @@ def history(run: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: Curve) -> Curve:
     """At most `POINTS` means of neighbours."""
     size = -(-len(points) // POINTS)
     parts = [points[i : i + size] for i in range(0, len(points), size)]
@@ -236,13 +257,20 @@ def configs(board: Board) -> Html | None:
     differing = [key for key in keys if key not in PLACES and len({repr(flat[p].get(key)) for p in known}) > 1]
     if len(known) < 2 or not differing:
         return None
+    shared = [key for key in differing if all(key in flat[place] for place in known)]
+    own = [key for key in differing if key not in shared]
     head = tag("tr", tag("th", "key", scope="col"), [tag("th", board.label(place), scope="col") for place in known])
-    rows = [
-        tag("tr", tag("th", key, scope="row"), [tag("td", flat[place].get(key, NONE)) for place in known])
-        for key in differing
-    ]
-    table = tag("table", tag("thead", head), tag("tbody", rows), class_="config")
-    return tag("div", table, class_="scroll", tabindex=0)
+
+    def drawn(keys: list[str]) -> Html:
+        cells = [[tag("td", flat[place].get(key, NONE)) for place in known] for key in keys]
+        rows = [tag("tr", tag("th", key, scope="row"), row) for key, row in zip(keys, cells, strict=True)]
+        table = tag("table", tag("thead", head), tag("tbody", rows), class_="config")
+        return tag("div", table, class_="scroll", tabindex=0)
+
+    rest = (
+        tag("details", tag("summary", f"options that not all of them have ({len(own)})"), drawn(own)) if own else None
+    )
+    return tag("div", drawn(shared) if shared else None, rest)
 
 
 def _flat(run: dict[str, Any]) -> dict[str, str]:

@@ -153,10 +153,10 @@ function viewer(place) {
     element("option", { value: NONE }, "all classes"), ...data.classes.map(([name], i) => element("option", { value: i }, name)));
   const names = (label) => element("select", { "aria-label": label, hidden: true, onchange: () => { arrange(); choose(order[0]); } },
     ...data.rows.map((row, i) => element("option", { value: i }, row.name)));
-  const mine = names("model"), theirs = names("other model"), than = element("span", { hidden: true }, " beats ");
+  const mine = names("model"), theirs = names("other model"), than = element("span", { hidden: true }, "beats");
   if (rows.length > 1) theirs.value = "1";
   const sorts = [["disagreement", rows.length > 1 ? "largest disagreement" : "most errors"], ["order", "order of the data set"], ["worst", "worst for"]];
-  if (rows.length > 1) sorts.push(["beats", "where"]);
+  if (rows.length > 1) sorts.push(["beats", "one beats another"]);
   const sorting = element("select", { class: "sorting", onchange: () => { arrange(); choose(order[0]); } },
     ...sorts.map(([value, text]) => element("option", { value }, text)));
   const zooms = [["−", 1 / 1.5, "zoom out (-)"], ["+", 1.5, "zoom in (+)"], ["1:1", 0, "whole image (0)"]].map(([text, factor, title]) =>
@@ -233,7 +233,8 @@ function viewer(place) {
 
   function legends(found) {
     if (state.view === "errors" && !state.truth) {
-      legend.replaceChildren(...data.wrong.map(([name, color]) => element("li", {}, swatch(color), name)));
+      const kinds = data.rows.every((row) => row.task === "semantic") ? data.wrong.slice(0, 1) : data.wrong;
+      legend.replaceChildren(...kinds.map(([name, color]) => element("li", {}, swatch(color), name)));
       return;
     }
     const counts = new Map();
@@ -243,7 +244,7 @@ function viewer(place) {
       seen.forEach((pixels, id) => { if (pixels && map.labels[id] !== NONE) counts.set(map.labels[id], (counts.get(map.labels[id]) || 0) + pixels); });
     }
     const present = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 40).map(([label]) => label);
-    legend.replaceChildren(...present.map((label) => element("li", {}, element("button", { type: "button", "aria-pressed": state.only === label,
+    legend.replaceChildren(...present.map((label) => element("li", {}, element("button", { type: "button", "aria-pressed": String(state.only === label),
       title: "show this class alone", onclick: () => { only.value = state.only === label ? NONE : label; only.dispatchEvent(new Event("change")); } },
     swatch(data.classes[label][1]), data.classes[label][0]))));
   }
@@ -267,7 +268,7 @@ function viewer(place) {
       const source = element("img", { src: `data:image/jpeg;base64,${image.jpeg}`, alt: "", loading: "lazy" });
       const layers = element("span", { class: "layers" }, source, element("canvas", { "data-of": row, "data-step": step }));
       layers.style.setProperty("--ratio", `${image.size[1]} / ${image.size[0]}`);
-      return element("span", { class: "cell" }, layers, element("small", {}, row === "truth" ? "truth" : sign(row), row === "truth" ? "" : ` ${percent(image.scores[row])}`));
+      return element("span", { class: row === "truth" ? "cell truth" : "cell" }, layers, element("small", {}, row === "truth" ? "truth" : sign(row), row === "truth" ? "" : ` ${percent(image.scores[row])}`));
     };
     const text = element("span", { class: "about" }, element("b", {}, image.name),
       element("small", { title: rows.length > 1 ? "pixels to which not all models give one class" : "pixels that are wrong" },
