@@ -202,6 +202,7 @@ def test_too_large_a_page_leaves_out_masks_and_says_so(three_tasks: Path) -> Non
     assert kept == whole.data("c1-maps")["images"][: len(kept)]  # those most disagreed upon
     page = made(three_tasks, max_mb=0.001)  # nothing is left to leave out
     assert not page.all("script", id="c1-maps")
+    assert "larger than the page may be" in page.source
     assert page.all("table", id="c1-board")
     with pytest.raises(ZooError, match=r"report\.max_mb=-1"):
         write_page([three_tasks], three_tasks / "report.html", -1)

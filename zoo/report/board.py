@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from zoo.report.bootstrap import Bootstrap, Difference, holm
@@ -49,11 +50,15 @@ class Board:
     def of(cls, key: str, table: Table) -> Board:
         return cls(key, table, list(range(len(table.rows))), _names(table))
 
-    def part(self, table: Table) -> Board:
-        """The same for the table of one task among several: marks and names stay."""
+    @cached_property
+    def parts(self) -> list[Board]:
+        """The same for each task among several: marks and names stay."""
         whole = {id(row): place for place, row in enumerate(self.table.rows)}
-        places = [whole[id(row)] for row in table.rows]
-        return Board(f"{self.key}-{table.task}", table, places, [self.names[place] for place in places])
+        found = []
+        for table in self.table.parts:
+            places = [whole[id(row)] for row in table.rows]
+            found.append(Board(f"{self.key}-{table.task}", table, places, [self.names[place] for place in places]))
+        return found
 
     @property
     def rows(self) -> list[Row]:

@@ -43,6 +43,8 @@ class Gallery:
         kept = int((total <= room).sum())
         left_out = len(self.images) - kept
         del self.images[kept:]
+        if left_out and not kept:
+            self.problems.append("the masks alone are larger than the page may be")
         return left_out
 
     @property

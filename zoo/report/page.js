@@ -119,8 +119,10 @@ function linked(section) {
   section.addEventListener("pointerout", (event) => show(event, false));
 }
 
-theme();
-$$("table").forEach(sortable);
-$$(".controls[data-board]").forEach(leaderboard);
-$$("section.comparison").forEach(linked);
-$$(".viewer").forEach((place) => viewer(place));
+function start() {
+  theme();
+  $$("table").forEach(sortable);
+  $$(".controls[data-board]").forEach(leaderboard);
+  $$("section.comparison").forEach(linked);
+  $$(".viewer").forEach(viewer);
+}

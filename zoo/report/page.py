@@ -48,34 +48,25 @@ def write_page(paths: Iterable[str | Path], file: str | Path, max_mb: float = MA
 def render(boards: list[Board], galleries: list[Gallery], limit: int) -> str:
     """The whole page, of at most `limit` bytes as far as leaving out images of the viewers can help."""
     sections = [_section(board, gallery) for board, gallery in zip(boards, galleries, strict=True)]
-    data = [
-        data_block(f"{board.key}-data", differences(board))
-        for board in [*boards, *_parts(boards)]
-        if board.table.columns
-    ]
+    tables = [board for whole in boards for board in (whole, *whole.parts) if board.table.columns]
+    data = [data_block(f"{board.key}-data", differences(board)) for board in tables]
     plain = len(_document(boards, sections, data, []).encode())
     room = limit - plain - 4000 * len(galleries)
+    shared = sum(bool(gallery.images) for gallery in galleries)
     notes, blocks = [], []
-    for gallery in galleries:
-        left_out = gallery.fit(max(0, room // max(1, sum(bool(g.images) for g in galleries))))
+    for place, gallery in enumerate(galleries):
+        left_out = gallery.fit(room // shared) if shared else 0
         if left_out:
             notes.append(f"{_title(gallery.board)}: the masks of {left_out} images, those models agree upon most")
+            sections[place] = _section(boards[place], gallery)
         if gallery.images:
             blocks.append(data_block(f"{gallery.board.key}-maps", gallery.content))
-    sections = [_section(board, gallery) for board, gallery in zip(boards, galleries, strict=True)]
     return _document(boards, sections, [*data, *blocks], notes, limit)
-
-
-def _parts(boards: list[Board]) -> list[Board]:
-    return [board.part(table) for board in boards for table in board.table.parts]
 
 
 def _document(boards: list[Board], sections: list[Html], data: list[Html], notes: list[str], limit: int = 0) -> str:
     style = _asset("page.css")
-    # One script: the page's helpers, the viewer, and only then what starts them.
-    script = _asset("page.js").replace(
-        "\ntheme();\n", "\n" + _asset("viewer.js").replace('"use strict";\n', "") + "\ntheme();\n"
-    )
+    script = _asset("page.js") + _asset("viewer.js") + "start();\n"
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
@@ -116,7 +107,7 @@ def _document(boards: list[Board], sections: list[Html], data: list[Html], notes
 
 def _section(board: Board, gallery: Gallery) -> Html:
     """All of one comparison."""
-    parts = [board.part(table) for table in board.table.parts]
+    parts = board.parts
     single = parts or [board]
     inner = [
         ("board", "Leaderboard", leaderboard(board)),
