@@ -92,7 +92,7 @@ def test_a_multirun_with_a_crash_ends_with_the_table(tmp_path: Path) -> None:
     assert f"to look at: runs/{sweep.name}/report.html" in done.stdout
     page = (sweep / "report.html").read_text()
     assert all(
-        text in page for text in ("Masks side by side", "Runs that did not end well", "Traceback", "optimizer.lr")
+        text in page for text in ("Masks side by side", "Runs that did not end well", "error.log:", "optimizer.lr")
     )
 
 

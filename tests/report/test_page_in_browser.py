@@ -158,10 +158,12 @@ def test_keys_step_toggle_zoom_and_fade(page: Browser) -> None:
 
 
 def test_the_wheel_zooms_with_ctrl_and_scrolls_without(page: Browser) -> None:
-    page.wheel(".stage .frame", -300)
-    assert float(page.run("document.querySelector('.stage').dataset.scale")) == 1
     page.wheel(".stage .frame", -300, ctrl=True)
     page.wait("Number(document.querySelector('.stage').dataset.scale) > 2")
+    scale, top = page.run("document.querySelector('.stage').dataset.scale"), page.run("window.scrollY")
+    page.wheel(".stage .frame", 300)
+    page.wait(f"window.scrollY !== {top}")
+    assert page.run("document.querySelector('.stage').dataset.scale") == scale
 
 
 def test_one_class_alone(page: Browser) -> None:
