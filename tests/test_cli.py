@@ -89,6 +89,11 @@ def test_a_multirun_with_a_crash_ends_with_the_table(tmp_path: Path) -> None:
     assert "error.log" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in (sweep / "0_fcn_scenes" / "error.log").read_text()
+    assert f"to look at: runs/{sweep.name}/report.html" in done.stdout
+    page = (sweep / "report.html").read_text()
+    assert all(
+        text in page for text in ("Masks side by side", "Runs that did not end well", "error.log:", "optimizer.lr")
+    )
 
 
 def test_evaluate_from_another_folder_on_the_dataset_of_the_training(

@@ -32,7 +32,7 @@ from zoo.errors import ZooError
 from zoo.overrides import CONF, check, explain, quote_paths, saved_run
 from zoo.report import result
 
-_sweep: list[Path] = []  # the folder of the multirun, if it is one
+_sweep: list[tuple[Path, float]] = []  # of a multirun its folder and the most megabytes of its page
 _finished: list[tuple[Path, int]] = []  # run folders and exit codes of the jobs that this process started
 _total = 1  # how many jobs there will be
 
@@ -150,12 +150,28 @@ def _finish(name: str) -> int:
     if name == "predict":
         return max(codes, default=0)
     if _sweep and not runs:  # a launcher that runs its jobs elsewhere
-        runs = sorted((file.parent for file in _sweep[0].glob(f"*/{result.FILE}")), key=_number)
+        runs = sorted((file.parent for file in _sweep[0][0].glob(f"*/{result.FILE}")), key=_number)
         codes = [0 if result.read(out)["status"] == "ok" else 1 for out in runs]
     if (_sweep or 0 in codes) and _rank() == 0:
-        print_table(out for out in runs if (out / result.FILE).is_file())
-        print(f"pictures, checkpoints and numbers are in {os.path.relpath(_sweep[0] if _sweep else runs[0])}")
+        runs = [out for out in runs if (out / result.FILE).is_file()]
+        print_table(runs)
+        if _sweep and runs:
+            _page(runs, *_sweep[0])
+        print(f"pictures, checkpoints and numbers are in {os.path.relpath(_sweep[0][0] if _sweep else runs[0])}")
     return (1 if any(codes) else 0) if _sweep else max(codes, default=0)
+
+
+def _page(runs: list[Path], folder: Path, max_mb: float) -> None:
+    """Write the page of a multirun. The runs stand whatever becomes of it."""
+    from zoo.report.page import write_page
+
+    file = folder / "report.html"
+    try:
+        write_page(runs, file, max_mb)
+    except Exception as error:
+        print(f"{os.path.relpath(file)} could not be made ({error}): python -m zoo.report --html does it anew")
+    else:
+        print(f"to look at: {os.path.relpath(file)}")
 
 
 def _number(out: Path) -> tuple[int, str]:
@@ -165,10 +181,10 @@ def _number(out: Path) -> tuple[int, str]:
 
 
 class SweepFolder(Callback):
-    """Remembers where a multirun puts its jobs: with a launcher that runs them elsewhere nothing else tells."""
+    """Remembers of a multirun what its end needs: with a launcher that runs jobs elsewhere nothing else tells."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        _sweep.append(Path(config.hydra.sweep.dir))
+        _sweep.append((Path(config.hydra.sweep.dir), OmegaConf.select(config, "report.max_mb", default=20)))
 
 
 def job(cfg: DictConfig) -> int:

@@ -1,9 +1,9 @@
 """The engine: `fit` trains a model, `evaluate` measures one. The loop itself is `zoo.training.Run.train`.
 
 A run's folder holds `last.ckpt` (everything needed to go on), `best.ckpt` (a model file with the weights that
-scored best), `metrics.csv`, `result.json`, `statistics.npz` and `pictures/`. A run that is killed at any step and
-resumed ends with the same bits as one that was not: data depend on (seed, epoch, index) alone, the learning rate on
-the step, and everything else that changes is in last.ckpt.
+scored best), `metrics.csv`, `result.json`, `statistics.npz` and `pictures/`, with `maps/` for the page in it
+(`zoo.report.maps`). A run that is killed at any step and resumed ends with the same bits as one that was not: data
+depend on (seed, epoch, index) alone, the learning rate on the step, and everything else that changes is in last.ckpt.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def _report(
     }
     save_statistics(metric, out / "statistics.npz")
     if fabric.is_global_zero:
-        save_pictures(fabric, model, dataset, out / "pictures")
+        save_pictures(fabric, model, dataset, out)
         facts["cost"] = cost(fabric, model, dataset)
         facts["weights_sha256"] = checkpoint.weights_sha256(model.state_dict())
     fabric.barrier()

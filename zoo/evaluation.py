@@ -21,14 +21,15 @@ from zoo.data.base import Dataset
 from zoo.data.loader import evaluation_loader
 from zoo.devices import Fabric, Stop, gather
 from zoo.errors import ZooError
-from zoo.metrics import Metric
+from zoo.metrics import Metric, SemanticMetric
 from zoo.models.semantic import evaluating
+from zoo.report import maps
 from zoo.report.visualize import panel, save_png
 from zoo.state import own_randomness
 from zoo.structures import VOID, Batch, Class, Instances, Panoptic, Semantic
 
 Prediction = Semantic | Instances | Panoptic
-PICTURES = 8
+PICTURES, MAPS = 8, 24
 LATENCY_REPEATS = 5
 
 
@@ -170,27 +171,47 @@ def _frozen(model: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def save_pictures(fabric: Fabric, model: Any, dataset: Dataset, folder: Path) -> None:
-    """Panels of up to 8 images, evenly spaced over `dataset` and so the same for every model, as PNG in `folder`."""
+def save_pictures(fabric: Fabric, model: Any, dataset: Dataset, out: Path) -> None:
+    """What one can look at, in ``out/pictures``: panels of up to 8 images as PNG, maps of up to 24 (`zoo.report.maps`).
+
+    The images are evenly spaced over `dataset` and so the same for every model.
+    """
     rename = renaming(model.classes, dataset.classes)
-    folder.mkdir(parents=True, exist_ok=True)
+    drawn, kept = _spaced(len(dataset), PICTURES), _spaced(len(dataset), MAPS)
+    writer = maps.Writer(out, dataset.classes)
     with evaluating(model), own_randomness(fabric.device):
-        for index in sorted(set(np.linspace(0, len(dataset) - 1, PICTURES).round().astype(int).tolist())):
+        for index in sorted(drawn | kept):
             sample = dataset[index]
             assert sample.target is not None  # or measure() would have refused
             with fabric.autocast():
                 prediction = rename(model.predict(Batch.collate([sample]).to(fabric.device))[0]).to("cpu")
-            picture = panel(sample.image, sample.target, prediction, dataset.classes, dataset.name(index))
-            save_png(folder / f"{index:06d}_{re.sub(r'[^A-Za-z0-9._-]', '_', dataset.name(index))}.png", picture)
+            name = dataset.name(index)
+            if index in drawn:
+                picture = panel(sample.image, sample.target, prediction, dataset.classes, name)
+                save_png(out / "pictures" / f"{index:06d}_{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png", picture)
+            if index in kept:
+                writer.add(index, name, sample.image, sample.target, prediction)
+    writer.close()
+
+
+def _spaced(images: int, most: int) -> set[int]:
+    """Up to `most` of the indices below `images`, evenly spaced."""
+    return set(np.linspace(0, images - 1, most).round().astype(int).tolist())
 
 
 def save_statistics(metric: Metric, path: Path) -> None:
-    """What `metric` keeps, the arrays "ids" (N,), "statistics" (N, ...) and others; collective, rank 0 writes."""
-    kept = metric.kept()
+    """What `metric` keeps, the arrays "ids" (N,), "statistics" (N, ...) and others; collective, rank 0 writes.
+
+    Of a metric that has one also "confusion" (K, K + 1): pixels of all images, truth by prediction.
+    """
+    arrays = metric.kept()
+    if isinstance(metric, SemanticMetric):
+        with metric.gathered():
+            arrays["confusion"] = metric.confusion
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         with checkpoint.replacing(path) as temporary, temporary.open("wb") as file:
-            arrays: dict[str, Any] = {name: rows.cpu().numpy() for name, rows in kept.items()}
-            np.savez_compressed(file, **arrays)
+            found: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items()}
+            np.savez_compressed(file, **found)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -28,7 +28,7 @@ def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
 
 def kinds(truth: Target, prediction: Target) -> np.ndarray:
     """Names of the errors, "" where there is none."""
-    segments = (visualize._segments(t, TABLE, 0.5) for t in (truth, prediction))
+    segments = (visualize.as_segments(t, TABLE, 0.5) for t in (truth, prediction))
     return np.array([*KINDS, ""])[visualize.errors(*segments)]
 
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: result files, tables made from them, pictures."""
+"""What a run leaves behind: result files and maps; tables, pictures and the page made from them."""

@@ -32,6 +32,7 @@ COLUMNS = {
     "instance": ("AP", "AP50", "AP75", "APS", "APM", "APL", "AP_box"),
     "panoptic": ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "mIoU"),
 }
+CLASS_PREFIX = {"semantic": "IoU/", "instance": "AP/", "panoptic": "PQ/"}  # of the score of one class
 # What a table of several tasks shows, and the choice of the protocol that decides each.
 SEVERAL = "several"
 SHARED = {"mIoU": "absent", "AP": "max_detections", "PQ": None}
@@ -343,7 +344,7 @@ def _cells(table: Table, row: Row) -> list[tuple[str, bool]]:
 
 def _class_lines(table: Table) -> list[str]:
     """Classes down, models across: the metric that ranks, for each class ("IoU/road", "AP/person", ...)."""
-    prefix = {"semantic": "IoU/", "instance": "AP/", "panoptic": "PQ/"}.get(table.task, "/")
+    prefix = CLASS_PREFIX.get(table.task, "/")
     rows = [row for row in table.rows if row.good]
     names = list(dict.fromkeys(name for row in rows for name in row.good[0]["metrics"] if name.startswith(prefix)))
     heads = [prefix.rstrip("/"), *(row.name for row in rows)]

@@ -36,13 +36,14 @@ GAP, LINE, FONT, FONT_SIZE = 6, 22, cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 
 @dataclass
-class _Segments:
-    """Any structure as one map: `ids` (H,W) index `labels` (S,), `things` (S,) and `striped` (S,); 0 is no segment."""
+class Segments:
+    """Any structure as one map: `ids` (H,W) index `labels`, `things`, `striped` and `scores` (S,); 0 is no segment."""
 
     ids: NDArray[np.int32]
     labels: NDArray[np.int64]
     things: NDArray[np.bool_]
     striped: NDArray[np.bool_]
+    scores: NDArray[np.float32]
 
     @property
     def class_map(self) -> NDArray[np.int64]:
@@ -54,7 +55,7 @@ class _Segments:
         """(H,W): void, where it is not the same as nothing, and crowds."""
         return self.striped[self.ids]
 
-    def enlarged(self, times: int) -> _Segments:
+    def enlarged(self, times: int) -> Segments:
         """The same with every pixel a square of `times` pixels."""
         return replace(self, ids=_enlarge(self.ids, times))
 
@@ -68,7 +69,7 @@ def draw(
     """
     picture = rgb(image)
     _check_size(picture, target)
-    return _overlay(picture, _segments(target, classes, min_score), classes, alpha)
+    return _overlay(picture, as_segments(target, classes, min_score), classes, alpha)
 
 
 def panel(
@@ -89,7 +90,7 @@ def panel(
     picture = rgb(image)
     for target in (truth, prediction):
         _check_size(picture, target)
-    true, predicted = _segments(truth, classes, min_score), _segments(prediction, classes, min_score)
+    true, predicted = as_segments(truth, classes, min_score), as_segments(prediction, classes, min_score)
     kinds = errors(true, predicted)
     counted = ~true.striped_map
     share = (kinds[counted] >= 0).mean() if counted.any() else 0.0
@@ -108,9 +109,9 @@ def panel(
 
 
 def save_png(path: str | Path, picture: Picture) -> None:
-    """Write `picture` (H,W,3) to `path`; its folder is made. ZooError where that fails."""
+    """Write `picture`, (H,W,3) or one channel (H,W), to `path`; its folder is made. ZooError where that fails."""
     # Through memory: OpenCV does not say when a disk is full.
-    _, content = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    _, content = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1] if picture.ndim == 3 else picture))
     with replacing(path) as temporary:
         temporary.write_bytes(content.tobytes())
 
@@ -123,7 +124,7 @@ def rgb(image: NDArray[Any]) -> Picture:
     return (np.nan_to_num(image).clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def errors(truth: _Segments, prediction: _Segments) -> NDArray[np.int64]:
+def errors(truth: Segments, prediction: Segments) -> NDArray[np.int64]:
     """(H,W): index into `WRONG` of each pixel's error, -1 where it is right or does not count."""
     true, predicted = truth.class_map, prediction.class_map
     kinds = np.full(true.shape, -1)
@@ -135,7 +136,7 @@ def errors(truth: _Segments, prediction: _Segments) -> NDArray[np.int64]:
     return kinds
 
 
-def _matched(truth: _Segments, prediction: _Segments) -> NDArray[np.bool_]:
+def _matched(truth: Segments, prediction: Segments) -> NDArray[np.bool_]:
     """(H,W): the two segments of a pixel are no objects, or have an IoU above one half."""
     shape = len(truth.labels), len(prediction.labels)
     pairs = np.ravel_multi_index((truth.ids, prediction.ids), shape)
@@ -151,7 +152,8 @@ def _check_size(picture: Picture, target: Target) -> None:
         raise ZooError(f"the image is {h}x{w} but what is drawn on it {th}x{tw} (height x width)")
 
 
-def _segments(target: Target, classes: Sequence[Class], min_score: float) -> _Segments:
+def as_segments(target: Target, classes: Sequence[Class], min_score: float) -> Segments:
+    """Any structure as segments. Of objects that overlap the surer hides the less sure; below `min_score` is none."""
     target = target.to("cpu")
     if isinstance(target, Instances):
         return _of_instances(target, min_score)
@@ -159,25 +161,26 @@ def _segments(target: Target, classes: Sequence[Class], min_score: float) -> _Se
         labels = np.concatenate([[NONE], target.labels.numpy()[1:]])
         things = np.array([0 <= label < len(classes) and classes[label].thing for label in labels])
         striped = np.concatenate([[True], target.crowd.numpy()[1:]])
-        return _Segments(target.ids.numpy(), labels, things, striped)
+        return Segments(target.ids.numpy(), labels, things, striped, target.scores.numpy())
     ids = target.labels.numpy().astype(np.int32) + 1
     ids[ids > VOID] = 0
     labels = np.arange(NONE, VOID)
-    return _Segments(ids, labels, np.zeros(len(labels), dtype=bool), labels == NONE)
+    return Segments(ids, labels, np.zeros(len(labels), dtype=bool), labels == NONE, np.ones(len(labels), np.float32))
 
 
-def _of_instances(target: Instances, min_score: float) -> _Segments:
+def _of_instances(target: Instances, min_score: float) -> Segments:
     """Crowds lie lowest; above them the surer hide the less sure."""
     scores, crowd = target.scores.numpy(), target.crowd.numpy()
     order = [int(i) for i in np.lexsort((scores, ~crowd)) if scores[i] >= min_score]
     ids = np.zeros(target.size, dtype=np.int32)
     for place, i in enumerate(order, 1):
         ids[_mask_or_box(target, i)] = place
-    return _Segments(
+    return Segments(
         ids,
         np.concatenate([[NONE], target.labels.numpy()[order]]).astype(np.int64),
         np.arange(len(order) + 1) > 0,
         np.concatenate([[False], crowd[order]]).astype(bool),
+        np.concatenate([[0], scores[order]]).astype(np.float32),
     )
 
 
@@ -189,7 +192,7 @@ def _mask_or_box(target: Instances, i: int) -> Any:
     return slice(y0, y1), slice(x0, x1)
 
 
-def _colors(segments: _Segments, classes: Sequence[Class]) -> NDArray[np.float32]:
+def _colors(segments: Segments, classes: Sequence[Class]) -> NDArray[np.float32]:
     """(S,3): the class's colour, for things in a shade of their own."""
     colors = np.zeros((len(segments.labels), 3), dtype=np.float32)
     for i, label in enumerate(segments.labels):
@@ -207,7 +210,7 @@ def _shade(color: Color, index: int) -> tuple[float, ...]:
     return tuple(255 * c for c in colorsys.hls_to_rgb((hue + 0.07 * turn) % 1, lightness, saturation))
 
 
-def _overlay(picture: Picture, segments: _Segments, classes: Sequence[Class], alpha: float) -> Picture:
+def _overlay(picture: Picture, segments: Segments, classes: Sequence[Class], alpha: float) -> Picture:
     weights = np.where(segments.labels == NONE, 0, alpha).astype(np.float32)[:, None]
     mixed = picture * (1 - weights)[segments.ids] + (_colors(segments, classes) * weights)[segments.ids]
     mixed = np.rint(mixed).astype(np.uint8)
@@ -216,7 +219,7 @@ def _overlay(picture: Picture, segments: _Segments, classes: Sequence[Class], al
     return mixed
 
 
-def _outlines(segments: _Segments) -> NDArray[np.bool_]:
+def _outlines(segments: Segments) -> NDArray[np.bool_]:
     """(H,W): the pixels of things beside another segment, on one side of each border only."""
     ids, lines = segments.ids, np.zeros(segments.ids.shape, dtype=bool)
     lines[:-1] |= ids[:-1] != ids[1:]
@@ -273,7 +276,7 @@ def side_by_side(tiles: dict[str, Picture], title: str | None) -> Picture:
 
 
 def _entries(
-    truth: _Segments, prediction: _Segments, kinds: NDArray[np.int64], classes: Sequence[Class]
+    truth: Segments, prediction: Segments, kinds: NDArray[np.int64], classes: Sequence[Class]
 ) -> list[tuple[str, Color]]:
     """What the legend names: the classes that occur, most frequent first, then the kinds of error."""
     labels = np.concatenate([truth.class_map.reshape(-1), prediction.class_map.reshape(-1)])
