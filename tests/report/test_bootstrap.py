@@ -15,7 +15,9 @@ from zoo.report.bootstrap import Bootstrap, holm, image_scores, statistics
 from zoo.report.table import collect, tabulate
 
 
-@pytest.mark.parametrize(("task", "name"), [("semantic", "mIoU"), ("panoptic", "PQ"), ("panoptic", "PQ_th")])
+@pytest.mark.parametrize(
+    ("task", "name"), [("semantic", "mIoU"), ("instance", "AP"), ("panoptic", "PQ"), ("panoptic", "PQ_th")]
+)
 def test_the_interval_is_the_metrics_own(tmp_path: Path, task: str, name: str) -> None:
     finished(tmp_path, "one", task)
     (table,) = tabulate(collect([tmp_path]))
@@ -93,10 +95,12 @@ def test_seeds_are_averaged_not_pooled(tmp_path: Path) -> None:
     assert both == pytest.approx((single[0] + single[1]) / 2)
 
 
-def test_what_is_not_known_is_none(tmp_path: Path) -> None:
-    """AP cannot be had from sums over images: its interval is what the run has noted."""
-    finished(tmp_path / "a", "one", "instance", intervals={"AP": [0.25, 0.5]})
-    finished(tmp_path / "b", "two", "instance", share=0.5, intervals={"AP": [None, None]})
+def test_without_the_detections_ap_has_what_the_run_has_noted(tmp_path: Path) -> None:
+    for name, share, noted in (("a", 0.3, [0.25, 0.5]), ("b", 0.5, [None, None])):
+        folder = finished(tmp_path / name, name, "instance", share=share, intervals={"AP": noted})
+        with np.load(folder / "statistics.npz") as arrays:
+            kept = {table: arrays[table] for table in ("ids", "statistics")}
+        np.savez(folder / "statistics.npz", **kept)
     (table,) = tabulate(collect([tmp_path]))
     bootstrap = Bootstrap(table.rows)
     assert bootstrap.interval(0, "AP") == (0.25, 0.5)
@@ -104,6 +108,19 @@ def test_what_is_not_known_is_none(tmp_path: Path) -> None:
     assert bootstrap.interval(0, "AP50") is None
     assert bootstrap.difference(0, 1, "AP") is None
     assert bootstrap.winner("AP") is None
+
+
+def test_differences_of_ap_are_paired(tmp_path: Path) -> None:
+    for name, share in (("a", 0.2), ("b", 0.6)):
+        finished(tmp_path / name, name, "instance", share=share)
+    (table,) = tabulate(collect([tmp_path]))
+    bootstrap = Bootstrap(table.rows)
+    found, alone = bootstrap.difference(0, 1, "AP"), bootstrap.interval(0, "AP")
+    assert found is not None
+    assert alone is not None
+    assert found.low < found.delta < found.high
+    assert found.delta == table.rows[0].metric("AP")[0] - table.rows[1].metric("AP")[0]
+    assert alone[0] < table.rows[0].metric("AP")[0] < alone[1]
 
 
 def test_damaged_statistics_cost_the_interval_alone(tmp_path: Path) -> None:

@@ -122,12 +122,13 @@ class Metric(torchmetrics.Metric):
     def restore(self, tables: Mapping[str, NDArray[Any]]) -> None:
         """Forget all images and take those of another metric's `kept`; then `resampled` gives what it gave there.
 
-        Tables that `kept` does not have are left alone. Raises ZooError for tables that are not those of a metric with
-        this one's classes and options.
+        Sums over all images, of which no replicate is made, are left alone. Raises ZooError for tables that are not
+        those of a metric with this one's classes and options.
         """
         self.reset()
         wanted = {name: (list(rows.shape[1:]), rows.dtype) for name, rows in self.kept().items()}
-        given = {name: torch.from_numpy(np.asarray(rows)) for name, rows in tables.items() if name in wanted}
+        sums = self._defaults.keys() - self._row_types.keys()
+        given = {name: torch.from_numpy(np.asarray(rows)) for name, rows in tables.items() if name not in sums}
         if {name: (list(rows.shape[1:]), rows.dtype) for name, rows in given.items()} != wanted:
             raise ZooError(
                 f"the tables {', '.join(tables) or '(none)'} are not those of this {type(self).__name__} "

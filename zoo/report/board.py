@@ -225,7 +225,8 @@ def _caption(board: Board, winners: dict[str, int | None]) -> list[Any]:
     conditions = list(dict.fromkeys(_conditions(board.rows)))
     said: list[Any] = [
         "Scores times 100. Bold: better than every other row, the 95 % interval of each paired difference being above "
-        "0 (bootstrap over test images, 2000 draws). It says nothing about the noise of training, which needs seeds."
+        "0 (bootstrap over test images, 2000 draws, 500 for AP). It says nothing about the noise of training, which "
+        "needs seeds."
     ]
     if not any(winner is not None for winner in winners.values()):
         said.append(" No row is that much better here.")

@@ -3,7 +3,8 @@
 Each replicate draws as many images as there are, with replacement, the same ones for every run, and computes the scores
 of the data set they form (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). Of several seeds
 the mean score counts: seeds are never pooled as images. This is the noise of the test images; that of training shows in
-the spread over seeds. Scores that need more than sums over images (AP) have the interval their run has noted, if any.
+the spread over seeds. AP needs more than sums over images: the metric makes its replicates itself, fewer of them, from
+the detections that lie beside the result. Other scores have the interval their run has noted, if any.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import ZooError
+from zoo.metrics import create_metric
 from zoo.metrics.panoptic import HIT, PREDICTED, TRUE, quality
-from zoo.metrics.semantic import resamples, summary
+from zoo.metrics.resampling import resamples
+from zoo.metrics.semantic import summary
 from zoo.report import maps
 from zoo.report.table import Row
 
@@ -132,13 +135,26 @@ def _of_row(row: Row, ids: NDArray[np.int64] | None, count: int) -> dict[str, Fl
         arrays = statistics(run)
         if ids is None or not arrays or not np.array_equal(arrays["ids"], ids):
             return {}
+        if run.get("task") == "instance":
+            runs.append(_of_instances(run, arrays))
+            continue
         things = [c.thing for c in _classes(run)]
         # The generator starts from the same seed for every run, so the images drawn are the same.
         parts = [_scores(run, totals, things) for totals in resamples(arrays["statistics"].astype(float), count, 0)]
         runs.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     if not runs:
         return {}
-    return {name: np.mean([run[name] for run in runs], 0) for name in runs[0]}
+    return {name: np.mean([run[name] for run in runs], 0) for name in runs[0] if all(name in run for run in runs)}
+
+
+def _of_instances(run: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[str, Floats]:
+    """The replicates of a run's AP; none where its detections are not those that its protocol keeps."""
+    try:
+        metric = create_metric("instance", run.get("classes") or (), **(run.get("protocol") or {}))
+        metric.restore(arrays)
+    except ZooError:  # of another version
+        return {}
+    return {name: metric.resampled(name, metric.replicates) for name in metric.measured}
 
 
 def _classes(run: dict[str, Any]) -> Sequence[Any]:
