@@ -166,6 +166,18 @@ def test_the_wheel_zooms_with_ctrl_and_scrolls_without(page: Browser) -> None:
     assert page.run("document.querySelector('.stage').dataset.scale") == scale
 
 
+def test_the_full_screen_holds_all_tiles(page: Browser) -> None:
+    page.click(".viewer .whole")
+    page.wait("document.fullscreenElement !== null")
+    page.wait("[...document.querySelectorAll('.tile')].every(t => t.getBoundingClientRect().bottom <= innerHeight)")
+    wide = page.run("document.querySelector('.frame').clientWidth")
+    assert wide > 250
+    page.wheel(".stage .frame", -300)  # without Ctrl: there is nothing to scroll
+    page.wait("Number(document.querySelector('.stage').dataset.scale) > 2")
+    page.click(".viewer .whole")
+    page.wait("document.fullscreenElement === null")
+
+
 def test_one_class_alone(page: Browser) -> None:
     classes = page.run("JSON.parse(document.getElementById('c1-maps').textContent).classes")
     sky = [name for name, _, _ in classes].index("sky")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.errors import ZooError
-from zoo.report.page import MAX_MB, write_page
 from zoo.report.table import print_table, to_csv, to_markdown
 
 
@@ -17,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zoo.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, folders of runs, or result.json files")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the page: tables, charts, masks side by side")
-    parser.add_argument("--max-mb", type=float, default=MAX_MB, metavar="MB", help="largest page, in megabytes (20)")
+    parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest page, in megabytes (20)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every run with every metric as CSV")
     parser.add_argument("--classes", action="store_true", help="add a table per class to the Markdown")
@@ -30,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not tables:
             return 1
         if options.html:
+            from zoo.report.page import write_page  # brings torch, which the table does without
+
             write_page(options.runs, options.html, options.max_mb)
             print(f"the page is {options.html}")
         if options.markdown:

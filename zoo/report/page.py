@@ -65,6 +65,7 @@ def render(boards: list[Board], galleries: list[Gallery], limit: int) -> str:
 
 
 def _document(boards: list[Board], sections: list[Html], data: list[Html], notes: list[str], limit: int = 0) -> str:
+    """The file: the policy that admits its one style and one script, the sections, the data of the script."""
     style = _asset("page.css")
     script = _asset("page.js") + _asset("viewer.js") + "start();\n"
     policy = (
@@ -80,29 +81,32 @@ def _document(boards: list[Board], sections: list[Html], data: list[Html], notes
         tag("title", f"Segmentation report: {', '.join(_title(board) for board in boards)}"),
         tag("style", Html(style)),
     )
-    left_out = None
-    if notes:
-        text = f"Left out to stay below {limit / 1e6:g} MB (report.max_mb, --max-mb): {'; '.join(notes)}."
-        left_out = tag("p", text, class_="note left-out")
-    apart = None
-    if len(boards) > 1:
-        apart = tag("p", f"{len(boards)} comparisons: their runs differ in data, classes or protocol, so no number of "
-                         "one may be held against one of another.", class_="note")  # fmt: skip
+    left_out = f"Left out to stay below {limit / 1e6:g} MB (report.max_mb, --max-mb): {'; '.join(notes)}."
+    said = tag("p", left_out, class_="note left-out") if notes else None
+    body = tag("body", _top(boards, said), tag("main", sections), data, tag("script", Html(script)))
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en', data_theme='auto')}\n"
+
+
+def _top(boards: list[Board], left_out: Html | None) -> Html:
+    """The head of the page: when it was made, where each comparison is, and why there are several."""
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    top = tag(
+    several: list[Html] = []
+    if len(boards) > 1:
+        links = [tag("a", _title(board), href=f"#{board.key}") for board in boards]
+        why = "their runs differ in data, classes or protocol, so no number of one may be held against one of another."
+        several = [
+            tag("nav", links, aria_label="comparisons"),
+            tag("p", f"{len(boards)} comparisons: {why}", class_="note"),
+        ]
+    return tag(
         "header",
         tag("h1", "Segmentation report"),
         tag("p", f"made {made} from result files alone", class_="note"),
         tag("button", "Theme", id="theme", type="button", hidden=True),
-        tag("nav", [tag("a", _title(b), href=f"#{b.key}") for b in boards], aria_label="comparisons")
-        if apart
-        else None,
-        apart,
+        several,
         left_out,
         class_="top",
     )
-    body = tag("body", top, tag("main", sections), data, tag("script", Html(script)))
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en', data_theme='auto')}\n"
 
 
 def _section(board: Board, gallery: Gallery) -> Html:

@@ -187,15 +187,21 @@ function viewer(place) {
     ...tiles.map((tile) => tile.tile));
   const hint = element("p", { class: "note keys" },
     "Keys: ← → images, 1–4 views, hold T for the truth in every tile, + − 0 zoom, [ ] opacity, F full screen. Drag to pan, double click or Ctrl + wheel to zoom.");
-  new ResizeObserver(() => { // rows of tiles that are full
-    const fit = Math.max(1, Math.floor(stage.clientWidth / (stage.clientWidth < 600 ? 150 : 215))), lines = Math.ceil(tiles.length / fit);
-    stage.style.setProperty("--columns", Math.ceil(tiles.length / lines));
-  }).observe(stage);
+  function layout() { // rows of tiles that are full; on the full screen the columns that make tiles largest
+    const wide = body.clientWidth, count = tiles.length, full = document.fullscreenElement === body;
+    const [height, width] = data.images[state.image].size;
+    let columns = Math.ceil(count / Math.ceil(count / Math.max(1, Math.floor(wide / (wide < 600 ? 150 : 215)))));
+    const fits = (c) => Math.min(wide / c, ((innerHeight - 210) / Math.ceil(count / c) - 34) * (width / height));
+    if (full) columns = tiles.map((_, i) => i + 1).reduce((best, c) => (fits(c) > fits(best) ? c : best));
+    stage.style.setProperty("--columns", columns);
+    stage.style.maxWidth = full ? `${columns * fits(columns)}px` : "";
+  }
   const list = element("div", { class: "images", role: "group", "aria-label": "all images" });
   const count = element("p", { class: "note count" });
   const body = element("div", { class: "inside" }, toolbar,
     element("div", { class: "steps" }, step(-1, "‹", "previous image"), step(1, "›", "next image"), title), stage, legend, hint);
   place.append(body, count, list);
+  new ResizeObserver(layout).observe(body);
 
   async function show() {
     const token = ++painting, image = data.images[state.image], found = await maps(state.image);
