@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from zoo.evaluation import frozen
+
 Contender = Callable[[], object]
 
 
@@ -68,9 +70,9 @@ def medians(ours: Contender, theirs: Contender, turns: int, seconds: float) -> t
     return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
 
 
-def multiply_adds(look: Contender) -> float:
-    """Of what `look` does, in 1e9 (convolutions and matrix products)."""
-    with FlopCounterMode(display=False) as counter:
+def multiply_adds(model: nn.Module, look: Contender) -> float:
+    """Of what `look` does with the model, in 1e9 (convolutions and matrix products)."""
+    with frozen(model), FlopCounterMode(display=False) as counter:
         look()
     return counter.get_total_flops() / 2e9
 

@@ -167,7 +167,7 @@ def on_cpu(name: str, options: argparse.Namespace) -> Iterator[Row]:
         torch.save(state, file)
         peaks = {who: memory(name, who, file, size, options) for who in ("ours", "theirs")}
     looking = lambda: look(ours.model, one, kind)  # noqa: E731
-    macs, alone = multiply_adds(looking), convolutions(ours.model, looking)
+    macs, alone = multiply_adds(ours.model, looking), convolutions(ours.model, looking)
     times = medians(predictor(ours, one), predictor(theirs, one), options.turns, options.seconds)
     note = f"{macs:.1f} G; convs {alone:.0f} ms; {2000 * macs / times[0]:.0f} GFLOP/s; {difference}"
     yield Row(f"{name}: predict", *times, peaks["ours"][0], peaks["theirs"][0], note)

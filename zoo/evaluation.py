@@ -142,7 +142,7 @@ def cost(fabric: Fabric, model: Any, dataset: Dataset) -> dict[str, Any]:
 
     with evaluating(model), own_randomness(fabric.device):
         # Compiled parts would hide their operations from the counter.
-        with torch.compiler.set_stance("force_eager"), _frozen(model), FlopCounterMode(display=False) as counter:
+        with torch.compiler.set_stance("force_eager"), frozen(model), FlopCounterMode(display=False) as counter:
             predict()
         predict()
         latency = statistics.median(predict() for _ in range(LATENCY_REPEATS))
@@ -158,7 +158,7 @@ def cost(fabric: Fabric, model: Any, dataset: Dataset) -> dict[str, Any]:
 
 
 @contextmanager
-def _frozen(model: torch.nn.Module) -> Iterator[None]:
+def frozen(model: torch.nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient: views of those that do still ask in no_grad mode, where they have no history,
     and the counter of operations stops at modules that are given one (learned queries, for a batch)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
